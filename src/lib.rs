@@ -1,0 +1,1 @@
+//! A bounded worker pool you can see into.
