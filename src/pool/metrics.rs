@@ -1,0 +1,213 @@
+//! The pool's numbers: one reading of every cell, as a plain struct and as metric families.
+//!
+//! The order of the reading makes the law of the module hold at every moment. First the count of pushes, then
+//! the workers' cells, each consistent in itself. A job pushed after the first step may already show as
+//! taken; then what was taken is the truer count of what was submitted, and the larger of the two is
+//! reported. Both only rise, so the report does. The depth is what was submitted and not taken, and never
+//! negative. A worker that has a job in hand and has not counted it yet makes it one too many; where that
+//! shows, as a depth beyond the capacity, the excess is counted as busy, which it is; with all workers busy
+//! it is in the hand of an abort, and is counted so.
+//!
+//! Busy time needs one thing more. A reader that finds a job running adds the time until now, and the job may
+//! have ended an instant before, not yet accounted for; a later reading would then be lower by that instant.
+//! A counter must not fall, so the largest sum ever reported is kept, and reported until the truth has caught
+//! up.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::worker::busy_ns;
+use super::{Meter, Shared};
+use crate::metrics::{LATENCY_BOUNDS_NS, Page, Reading, Source};
+
+/// What a pool had done, and was doing, when it was asked.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Worker threads.
+    pub workers: usize,
+    /// Workers now running a job.
+    pub busy: usize,
+    /// Jobs waiting.
+    pub queue_depth: u64,
+    /// Most jobs that may wait.
+    pub queue_capacity: usize,
+    /// How long the job at the head of the queue has waited; zero when none waits.
+    pub queue_oldest_age: Duration,
+    /// How long the longest-running job has run; zero when none runs.
+    pub longest_running: Duration,
+    /// Worker time spent in jobs, the running ones included.
+    pub busy_time: Duration,
+    /// Jobs admitted, with those that jobs requeued.
+    pub submitted: u64,
+    /// Jobs that ended by returning.
+    pub completed: u64,
+    /// Jobs that ended by a panic.
+    pub panicked: u64,
+    /// Jobs dropped from the queue by an abort.
+    pub aborted: u64,
+    /// Submissions refused because the queue was full.
+    pub rejected_full: u64,
+    /// Submissions refused because the pool was draining.
+    pub rejected_draining: u64,
+    queue_wait: Reading<{ LATENCY_BOUNDS_NS.len() }>,
+    job_duration: Reading<{ LATENCY_BOUNDS_NS.len() }>,
+}
+
+impl<J> Shared<J> {
+    pub(super) fn read_stats(&self) -> Stats {
+        let pushed = self.queue.pushed();
+        let aborted = self.aborted.load(Ordering::Acquire);
+        let mut stats = Stats {
+            workers: self.cells.len(),
+            busy: 0,
+            queue_depth: 0,
+            queue_capacity: self.queue.capacity(),
+            queue_oldest_age: Duration::ZERO,
+            longest_running: Duration::ZERO,
+            busy_time: Duration::ZERO,
+            submitted: 0,
+            completed: 0,
+            panicked: 0,
+            aborted,
+            rejected_full: self.rejected_full.load(Ordering::Relaxed),
+            rejected_draining: self.rejected_draining.load(Ordering::Relaxed),
+            queue_wait: Reading::new(&LATENCY_BOUNDS_NS),
+            job_duration: Reading::new(&LATENCY_BOUNDS_NS),
+        };
+        let mut busy_total_ns = 0;
+        let mut started_ns = None;
+        for cell in &self.cells {
+            let reading = cell.read();
+            stats.busy += usize::from(reading.busy);
+            stats.completed += reading.completed;
+            stats.panicked += reading.panicked;
+            cell.queue_wait.add_to(&mut stats.queue_wait);
+            cell.job_duration.add_to(&mut stats.job_duration);
+            let word = cell.busy_word();
+            // The clock after the word, so that a running job's start is not in the future.
+            busy_total_ns += busy_ns(word, self.clock.now_ns());
+            started_ns = started_ns.into_iter().chain(cell.running_since_ns()).min();
+        }
+        let now_ns = self.clock.now_ns();
+        let taken = stats.completed + stats.panicked + aborted + stats.busy as u64;
+        stats.submitted = pushed.max(taken);
+        let not_taken = stats.submitted - taken;
+        stats.queue_depth = not_taken.min(stats.queue_capacity as u64);
+        let in_hand = not_taken - stats.queue_depth;
+        let by_workers = in_hand.min((stats.workers - stats.busy) as u64);
+        stats.busy += usize::try_from(by_workers).unwrap_or(0);
+        stats.aborted += in_hand - by_workers;
+        stats.queue_oldest_age = Duration::from_nanos(self.oldest_age_ns(stats.queue_depth, taken, now_ns));
+        stats.longest_running =
+            Duration::from_nanos(started_ns.map_or(0, |since| now_ns.saturating_sub(since)));
+        let reported_ns = self.busy_reported_ns.fetch_max(busy_total_ns, Ordering::AcqRel);
+        stats.busy_time = Duration::from_nanos(busy_total_ns.max(reported_ns));
+        stats
+    }
+
+    pub(super) fn read_oldest_age(&self) -> Duration {
+        let pushed = self.queue.pushed();
+        let ended: u64 = self
+            .cells
+            .iter()
+            .map(|cell| {
+                let reading = cell.read();
+                reading.completed + reading.panicked + u64::from(reading.busy)
+            })
+            .sum();
+        let taken = ended + self.aborted.load(Ordering::Acquire);
+        let depth = pushed.saturating_sub(taken);
+        Duration::from_nanos(self.oldest_age_ns(depth, taken, self.clock.now_ns()))
+    }
+
+    fn oldest_age_ns(&self, depth: u64, taken: u64, now_ns: u64) -> u64 {
+        if depth == 0 { 0 } else { self.queue.oldest_age_ns(taken, now_ns) }
+    }
+}
+
+/// The pool as a source of metrics.
+pub(super) struct PoolMetrics(pub(super) Arc<dyn Meter>);
+
+impl Source for PoolMetrics {
+    #[expect(clippy::cast_precision_loss, reason = "gauges are doubles, and these numbers are small")]
+    fn read(&self, page: &mut Page) {
+        let stats = self.0.stats();
+        page.gauge(
+            "millpond_pool_workers",
+            "Worker threads of the pool. Constant; with pool_workers_busy it says how much room is left.",
+            &[],
+            stats.workers as f64,
+        );
+        page.gauge(
+            "millpond_pool_workers_busy",
+            "Workers running a job at this instant. At pool_workers for long, jobs wait; for utilization over time use pool_busy_seconds_total.",
+            &[],
+            stats.busy as f64,
+        );
+        page.gauge(
+            "millpond_pool_queue_depth",
+            "Jobs waiting for a worker. Over 0 for long, the workers are the bottleneck; how bad that is, pool_queue_oldest_age_seconds says.",
+            &[],
+            stats.queue_depth as f64,
+        );
+        page.gauge(
+            "millpond_pool_queue_capacity",
+            "Most jobs that may wait. When pool_queue_depth reaches it, submissions are rejected.",
+            &[],
+            stats.queue_capacity as f64,
+        );
+        page.gauge(
+            "millpond_pool_queue_oldest_age_seconds",
+            "Age of the job that has waited longest, 0 when none waits. Rising steadily, no worker takes anything.",
+            &[],
+            stats.queue_oldest_age.as_secs_f64(),
+        );
+        page.histogram(
+            "millpond_pool_queue_wait_seconds",
+            "Time from a job's submission until a worker took it. High quantiles mean too few workers for the load.",
+            &stats.queue_wait,
+        );
+        page.histogram(
+            "millpond_pool_job_duration_seconds",
+            "Time a job held its worker. When it grows, what the jobs do has become slower, not the pool.",
+            &stats.job_duration,
+        );
+        page.counter_seconds(
+            "millpond_pool_busy_seconds_total",
+            "Worker time spent in jobs, running jobs included. Its rate divided by pool_workers is the utilization; near 1, jobs wait.",
+            &[],
+            stats.busy_time.as_secs_f64(),
+        );
+        page.gauge(
+            "millpond_pool_longest_running_seconds",
+            "Age of the longest-running job, 0 when none runs. Far over the usual job duration, a worker is stuck.",
+            &[],
+            stats.longest_running.as_secs_f64(),
+        );
+        page.counter(
+            "millpond_pool_submitted_total",
+            "Jobs admitted to the queue. Equals pool_jobs_total summed, plus pool_queue_depth, plus pool_workers_busy.",
+            &[],
+            stats.submitted,
+        );
+        const JOBS: &str = "Jobs ended, by outcome. Anything but completed deserves a look; panicked is a bug in what the jobs run.";
+        for (outcome, count) in [
+            ("completed", stats.completed),
+            ("panicked", stats.panicked),
+            // Part of the table from the start, so that a query over outcomes has no gap; nothing in a pool
+            // of plain jobs cancels or expires one.
+            ("cancelled", 0),
+            ("expired", 0),
+            ("aborted", stats.aborted),
+        ] {
+            page.counter("millpond_pool_jobs_total", JOBS, &[("outcome", outcome)], count);
+        }
+        const REJECTED: &str =
+            "Submissions refused, by reason. Rising full, the queue is too small or the workers too slow.";
+        for (reason, count) in [("full", stats.rejected_full), ("draining", stats.rejected_draining)] {
+            page.counter("millpond_pool_rejected_total", REJECTED, &[("reason", reason)], count);
+        }
+    }
+}
