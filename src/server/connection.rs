@@ -1,0 +1,200 @@
+//! One connection: its gate, its times, and what only its holder may touch.
+
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard};
+
+use mio::net::TcpStream;
+use rustix::buffer::spare_capacity;
+
+use super::gate::Gate;
+use super::metrics::Reason;
+use crate::sync::lock;
+
+/// A connection, shared by the reactor's table and, while it is queued or served, the pool.
+#[derive(Debug)]
+pub(crate) struct Connection<Session> {
+    pub(crate) gate: Gate,
+    /// Its place in the reactor's table.
+    pub(crate) slot: usize,
+    /// Tells it from others that had the same place.
+    pub(crate) serial: u64,
+    pub(crate) peer: SocketAddr,
+    pub(crate) accepted_ns: u64,
+    /// When its last turn found something to do, or it was accepted. Written by its holder before it parks,
+    /// read by the reactor.
+    parked_ns: AtomicU64,
+    /// Since when the client has taken nothing of the output that waits; 0 when none waits. Written and read
+    /// as `parked_ns`.
+    blocked_ns: AtomicU64,
+    /// Touched only by whoever holds the gate, and by the reactor while nobody does, so the lock is never
+    /// waited for; it is what makes that sound without unsafe code, at two uncontended atomic operations a
+    /// turn.
+    held: Mutex<Held<Session>>,
+}
+
+/// What belongs to the holder of the gate.
+#[derive(Debug)]
+pub(crate) struct Held<Session> {
+    /// `None` once closed.
+    stream: Option<TcpStream>,
+    /// The service's part; it goes with the socket.
+    session: Option<Session>,
+    /// Output that the socket did not take, and how much of it has been sent since.
+    pending: Vec<u8>,
+    flushed: usize,
+    /// Why the connection will be closed when `pending` is out, or why it was half-closed.
+    pub(crate) ending: Option<Reason>,
+    /// Nothing has been sent yet.
+    pub(crate) silent: bool,
+}
+
+/// What became of output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sent {
+    /// The kernel has all of it.
+    All,
+    /// The kernel took no more; the rest waits.
+    Blocked,
+}
+
+impl<Session> Connection<Session> {
+    pub(crate) fn new(
+        (slot, serial): (usize, u64),
+        stream: TcpStream,
+        peer: SocketAddr,
+        session: Session,
+        now_ns: u64,
+    ) -> Self {
+        Connection {
+            gate: Gate::new(),
+            slot,
+            serial,
+            peer,
+            accepted_ns: now_ns,
+            parked_ns: AtomicU64::new(now_ns),
+            blocked_ns: AtomicU64::new(0),
+            held: Mutex::new(Held {
+                stream: Some(stream),
+                session: Some(session),
+                pending: Vec::new(),
+                flushed: 0,
+                ending: None,
+                silent: true,
+            }),
+        }
+    }
+
+    /// For the holder of the gate only, and for the reactor while nobody holds it.
+    pub(crate) fn hold(&self) -> MutexGuard<'_, Held<Session>> {
+        lock(&self.held)
+    }
+
+    /// Notes when the last turn found anything to do. By the holder, before it parks the connection.
+    pub(crate) fn rest(&self, now_ns: u64) {
+        self.parked_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// Since when the client has been silent.
+    pub(crate) fn parked_ns(&self) -> u64 {
+        self.parked_ns.load(Ordering::Relaxed)
+    }
+
+    /// Since when the client has taken none of the output that waits for it; `None` when none waits.
+    pub(crate) fn blocked_ns(&self) -> Option<u64> {
+        Some(self.blocked_ns.load(Ordering::Relaxed)).filter(|since| *since != 0)
+    }
+
+    pub(crate) fn set_blocked(&self, since_ns: Option<u64>) {
+        self.blocked_ns.store(since_ns.unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+impl<Session> Held<Session> {
+    /// The socket. It is there until [`close`](Held::close), and only a holder of an open connection calls
+    /// this.
+    fn stream(&self) -> &TcpStream {
+        self.stream.as_ref().expect("an open connection has its socket")
+    }
+
+    /// Reads into the free room of `buffer`, once. `Ok(0)` is the end of the stream.
+    pub(crate) fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        loop {
+            match rustix::io::read(self.stream(), spare_capacity(buffer)) {
+                Err(rustix::io::Errno::INTR) => {}
+                outcome => return Ok(outcome?),
+            }
+        }
+    }
+
+    /// Whether something waits to be read: input, or the end of the stream.
+    pub(crate) fn has_input(&self) -> bool {
+        match self.stream().peek(&mut [0]) {
+            Ok(_) => true,
+            Err(error) => error.kind() != io::ErrorKind::WouldBlock,
+        }
+    }
+
+    /// Sends `output` as far as the kernel takes it now, and keeps a copy of the rest. Returns also how much
+    /// went out.
+    pub(crate) fn send(&mut self, output: &[u8]) -> io::Result<(Sent, usize)> {
+        let sent = self.write(output)?;
+        if sent < output.len() {
+            self.pending = output[sent..].to_vec();
+            self.flushed = 0;
+            return Ok((Sent::Blocked, sent));
+        }
+        Ok((Sent::All, sent))
+    }
+
+    /// Whether output waits for the client.
+    pub(crate) fn owes(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    /// Sends what waits, as far as the kernel takes it now.
+    pub(crate) fn flush(&mut self) -> io::Result<(Sent, usize)> {
+        let sent = self.write(&self.pending[self.flushed..])?;
+        self.flushed += sent;
+        if self.flushed < self.pending.len() {
+            return Ok((Sent::Blocked, sent));
+        }
+        // Not cleared but dropped: a parked connection keeps no buffer.
+        self.pending = Vec::new();
+        self.flushed = 0;
+        Ok((Sent::All, sent))
+    }
+
+    fn write(&self, output: &[u8]) -> io::Result<usize> {
+        let mut sent = 0;
+        while sent < output.len() {
+            match rustix::io::write(self.stream(), &output[sent..]) {
+                Ok(more) => sent += more,
+                Err(rustix::io::Errno::INTR) => {}
+                Err(rustix::io::Errno::AGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(sent)
+    }
+
+    /// Ends our side of the conversation: the client reads to the end of what was sent, and then the end.
+    pub(crate) fn shut_down_write(&self) {
+        // An error means that the connection is gone already, which the next read tells.
+        let _ = self.stream().shutdown(Shutdown::Write);
+    }
+
+    /// The service's part of an open connection.
+    pub(crate) fn session(&mut self) -> &mut Session {
+        self.session.as_mut().expect("an open connection has its session")
+    }
+
+    /// Closes the socket and lets go of memory. The session comes back if it was open, to be dropped with
+    /// care.
+    pub(crate) fn close(&mut self) -> Option<Session> {
+        self.pending = Vec::new();
+        self.stream = None;
+        self.session.take()
+    }
+}

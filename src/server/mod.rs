@@ -1,0 +1,656 @@
+//! A TCP server that runs any [`Service`] on a [`Pool`].
+//!
+//! # What it guarantees
+//!
+//! - **A silent connection holds no worker.** One thread, the reactor, waits for all connections; only those
+//!   with something to do become jobs. So a few workers serve any number of connections up to the limit.
+//! - **A slow reader holds no worker either.** Output the client does not take is kept, bounded, and the
+//!   connection waits until it does; it is not read meanwhile.
+//! - **Everything is bounded**: workers, queue, connections, bytes kept for each, silence, stalls, and the
+//!   drain.
+//! - **Nothing that was read is lost**: every byte read is answered before its connection is closed, unless
+//!   the drain's deadline, the write timeout or a failure cuts it off, and each of these is counted. A close
+//!   by the server sends no reset over data still on its way.
+//! - **The numbers are true** at every moment; `metrics.rs` and the pool's say how.
+//!
+//! # What it leaves to others
+//!
+//! What bytes mean (the [`Service`]), signals (call [`ServerHandle::drain`]), and how metrics are published
+//! ([`Running::register`] puts them in a registry). It knows no HTTP.
+//!
+//! # Flow
+//!
+//! ```text
+//!  kernel backlog      ready sockets           jobs                    bytes
+//!  ──────────────▶ reactor ─────────▶ queue ─────────▶ workers 1..N ─────────▶ Service
+//!    door.rs       │      ▲ parked: costs no worker      │  turn.rs
+//!                  │      └──────────────────────────────┘ would block
+//!                  └ timers, lingering, drain
+//! ```
+//!
+//! `gate.rs` is the state machine that decides who may touch a connection, and argues that no wake-up is
+//! lost.
+
+mod buffers;
+mod connection;
+mod descriptors;
+mod door;
+mod gate;
+mod metrics;
+mod reactor;
+mod service;
+mod turn;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
+use prometheus::Registry;
+
+use self::buffers::Buffers;
+use self::connection::Connection;
+pub use self::descriptors::{DEFAULT_CONNECTIONS_CAP, RESERVED_DESCRIPTORS, raise_descriptor_limit};
+pub use self::door::Overload;
+use self::door::{Ballast, Door};
+use self::metrics::{Cell, Ledger, Reason, ServerMetrics};
+use self::reactor::Reactor;
+pub use self::reactor::Report;
+pub use self::service::{Echo, Laboured, Next, Service};
+use self::turn::{Attendant, Job};
+use crate::clock::Clock;
+use crate::lifecycle::{Lifecycle, LifecycleMetrics, Phase};
+use crate::log_limit::LogLimit;
+use crate::metrics::collector;
+use crate::pool::{self, Meter, Pool, PoolError};
+
+/// Listen backlog unless set. std's own is 128, and a full backlog makes clients wait a second for their next
+/// try.
+pub const DEFAULT_BACKLOG: u32 = 4096;
+
+/// The reactor comes round at least this often.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// A reactor that has not come round for this long is stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+
+/// How a server is to be run. [`Server::builder`] starts one; [`bind`](ServerBuilder::bind) ends it.
+#[derive(Clone, Debug)]
+pub struct ServerBuilder {
+    name: String,
+    workers: usize,
+    stack_size: usize,
+    max_connections: Option<usize>,
+    spare_descriptors: usize,
+    within_reserve: bool,
+    overload: Overload,
+    backlog: u32,
+    limits: Limits,
+}
+
+/// The times and ages a server keeps to. `None` is no limit.
+#[derive(Clone, Debug)]
+struct Limits {
+    queue_wait: Option<Duration>,
+    idle: Option<Duration>,
+    write: Duration,
+    /// How long a connection may live in all.
+    lifetime: Option<Duration>,
+    lame_duck: Duration,
+    drain: Duration,
+}
+
+impl ServerBuilder {
+    /// Sets the number of workers, 1 to [`MAX_WORKERS`](crate::MAX_WORKERS). Unless set, 128.
+    #[must_use]
+    pub fn workers(mut self, workers: usize) -> Self {
+        self.workers = workers;
+        self
+    }
+
+    /// Sets each worker's stack in bytes. Unless set, [`DEFAULT_STACK_SIZE`](crate::DEFAULT_STACK_SIZE).
+    #[must_use]
+    pub fn stack_size(mut self, bytes: usize) -> Self {
+        self.stack_size = bytes;
+        self
+    }
+
+    /// Sets how many connections may be open, at least 1. Unless set, what the descriptor limit allows less
+    /// [`RESERVED_DESCRIPTORS`], and [`DEFAULT_CONNECTIONS_CAP`] at most.
+    #[must_use]
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = Some(connections);
+        self
+    }
+
+    /// Counts the server as overloaded while the connection that has waited longest for a worker has waited
+    /// longer than this. Unless set, it never is.
+    #[must_use]
+    pub fn max_queue_wait(mut self, wait: Duration) -> Self {
+        self.limits.queue_wait = Some(wait);
+        self
+    }
+
+    /// Sets what happens to newcomers at the connection limit or in overload. Unless set, [`Overload::Wait`].
+    #[must_use]
+    pub fn overload(mut self, overload: Overload) -> Self {
+        self.overload = overload;
+        self
+    }
+
+    /// Sets the listen backlog, which the kernel caps at `net.core.somaxconn`. Unless set,
+    /// [`DEFAULT_BACKLOG`].
+    #[must_use]
+    pub fn backlog(mut self, backlog: u32) -> Self {
+        self.backlog = backlog;
+        self
+    }
+
+    /// Closes a connection that has been silent for this long; `None` is never. Unless set, five minutes.
+    #[must_use]
+    pub fn idle_timeout(mut self, timeout: Option<Duration>) -> Self {
+        self.limits.idle = timeout;
+        self
+    }
+
+    /// Closes a connection whose client has taken none of the output that waits for it for this long. Unless
+    /// set, 30 seconds.
+    #[must_use]
+    pub fn write_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.write = timeout;
+        self
+    }
+
+    /// Goes on accepting for this long after a drain was asked for, while readiness already says no. Unless
+    /// set, zero.
+    #[must_use]
+    pub fn lame_duck(mut self, duration: Duration) -> Self {
+        self.limits.lame_duck = duration;
+        self
+    }
+
+    /// Cuts what is left of a drain after this long. Unless set, 30 seconds.
+    #[must_use]
+    pub fn drain_timeout(mut self, timeout: Duration) -> Self {
+        self.limits.drain = timeout;
+        self
+    }
+
+    /// Closes every connection this long after it was accepted, whatever it does.
+    #[must_use]
+    pub(crate) fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.limits.lifetime = Some(lifetime);
+        self
+    }
+
+    /// Takes its connections out of [`RESERVED_DESCRIPTORS`], not out of what is left beside them.
+    #[must_use]
+    pub(crate) fn within_reserve(mut self) -> Self {
+        self.within_reserve = true;
+        self
+    }
+
+    /// Holds this many descriptors that are let go when descriptors run out, for the rest of the process.
+    /// Unless set, none. They count within [`RESERVED_DESCRIPTORS`].
+    #[must_use]
+    pub fn spare_descriptors(mut self, count: usize) -> Self {
+        self.spare_descriptors = count;
+        self
+    }
+
+    /// Binds the listener. Starts no thread; connections are accepted from [`Server::start`] on.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::Pool`] for a number of workers out of range, [`ServerError::ConnectionLimit`] when more
+    /// connections are asked for than descriptors allow,
+    /// [`ServerError::Bind`] and [`ServerError::Setup`] with what the system said.
+    pub fn bind(self, address: SocketAddr) -> Result<Server, ServerError> {
+        if !(1..=pool::MAX_WORKERS).contains(&self.workers) {
+            return Err(ServerError::Pool(PoolError::Workers(self.workers)));
+        }
+        let allowed = if self.within_reserve { usize::MAX } else { descriptors::connections_allowed() };
+        let max_connections = self.max_connections.unwrap_or(allowed.min(DEFAULT_CONNECTIONS_CAP));
+        if max_connections == 0 || max_connections > allowed {
+            return Err(ServerError::ConnectionLimit {
+                asked: max_connections,
+                allowed,
+                descriptors: descriptors::descriptor_limit(),
+            });
+        }
+        let listener =
+            listen(address, self.backlog).map_err(|source| ServerError::Bind { address, source })?;
+        let address = listener.local_addr().map_err(ServerError::Setup)?;
+        let ballast = Ballast::new(&listener, self.spare_descriptors).map_err(ServerError::Setup)?;
+        let poll = mio::Poll::new().map_err(ServerError::Setup)?;
+        let waker = mio::Waker::new(poll.registry(), reactor::WAKER).map_err(ServerError::Setup)?;
+        let clock = Clock::start();
+        let (notes, inbox) = unbounded();
+        let core = Arc::new(Core {
+            clock,
+            lifecycle: Arc::new(Lifecycle::default()),
+            ledger: Ledger::new(self.workers),
+            max_connections,
+            max_queue_wait: self.limits.queue_wait,
+            waker,
+            notes,
+            wants_notes: AtomicBool::new(false),
+            strain: AtomicU8::new(0),
+            heartbeat_ns: AtomicU64::new(clock.now_ns()),
+            buffers: Buffers::default(),
+            panic_log: LogLimit::default(),
+        });
+        let door = Door::new(listener, ballast);
+        Ok(Server { core, settings: self, address, door, poll, inbox })
+    }
+}
+
+/// Binds and listens. Made by hand for the backlog, which std fixes.
+fn listen(address: SocketAddr, backlog: u32) -> io::Result<mio::net::TcpListener> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    // A restarted server may take over the address although connections of the one before are still in
+    // TIME_WAIT.
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
+    Ok(mio::net::TcpListener::from_std(socket.into()))
+}
+
+/// A server that is bound and not yet running.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use millpond::{Echo, Server};
+///
+/// let server = Server::builder("echo").workers(2).max_connections(10).bind(([127, 0, 0, 1], 0).into())?;
+/// let address = server.local_addr();
+/// let running = server.start(Echo)?;
+///
+/// let mut client = std::net::TcpStream::connect(address)?;
+/// client.write_all(b"hello")?;
+/// let mut answer = [0; 5];
+/// client.read_exact(&mut answer)?;
+/// assert_eq!(&answer, b"hello");
+///
+/// running.handle().drain();
+/// let report = running.wait().expect("the reactor ran to its end");
+/// assert_eq!((report.accepted, report.received, report.sent, report.cut), (1, 5, 5, 0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub struct Server {
+    core: Arc<Core>,
+    settings: ServerBuilder,
+    address: SocketAddr,
+    door: Door,
+    poll: mio::Poll,
+    inbox: Receiver<Note>,
+}
+
+impl Server {
+    /// Starts to describe a server. `name` names its pool and its threads; see [`Pool::builder`].
+    pub fn builder(name: impl Into<String>) -> ServerBuilder {
+        ServerBuilder {
+            name: name.into(),
+            workers: 128,
+            stack_size: pool::DEFAULT_STACK_SIZE,
+            max_connections: None,
+            spare_descriptors: 0,
+            within_reserve: false,
+            overload: Overload::Wait,
+            backlog: DEFAULT_BACKLOG,
+            limits: Limits {
+                queue_wait: None,
+                idle: Some(Duration::from_secs(300)),
+                write: Duration::from_secs(30),
+                lifetime: None,
+                lame_duck: Duration::ZERO,
+                drain: Duration::from_secs(30),
+            },
+        }
+    }
+
+    /// The address it is bound to; with port 0 asked for, the port it got.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// The most connections that will be open at once.
+    #[must_use]
+    pub fn max_connections(&self) -> usize {
+        self.core.max_connections
+    }
+
+    /// Starts the workers and the reactor, to run this service.
+    ///
+    /// # Errors
+    ///
+    /// [`ServerError::Pool`] when the workers cannot be started, [`ServerError::Setup`] when the reactor
+    /// cannot. No thread is left behind.
+    pub fn start<S: Service>(self, service: S) -> Result<Running, ServerError> {
+        let (core, service, address) = (Arc::clone(&self.core), Arc::new(service), self.address);
+        let name = self.settings.name.clone();
+        let pool: Pool<Job<S>> = Pool::builder(name.clone())
+            .workers(self.settings.workers)
+            // A connection waits at most once, so the queue has room for all and the reactor never blocks on
+            // it.
+            .queue_capacity(core.max_connections)
+            .stack_size(self.settings.stack_size)
+            .clock(core.clock)
+            .start(|number| Attendant::new(Arc::clone(&core), Arc::clone(&service), number))
+            .map_err(ServerError::Pool)?;
+        let handle = ServerHandle { core: Arc::clone(&core), pool: pool.meter() };
+        let reactor = Reactor::new(self, service, pool).map_err(ServerError::Setup)?;
+        let (report, outcome) = bounded(1);
+        std::thread::Builder::new()
+            .name(format!("mill-{name}"))
+            .spawn(move || {
+                // Were the reactor to panic, `report` is dropped unsent, and whoever waits is told.
+                let _ = report.send(reactor.run());
+            })
+            .map_err(ServerError::Setup)?;
+        Ok(Running { handle, outcome, address })
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// A server that is running. Dropping it lets it run on; [`ServerHandle::drain`] ends it.
+pub struct Running {
+    handle: ServerHandle,
+    outcome: Receiver<Report>,
+    address: SocketAddr,
+}
+
+impl Running {
+    /// A handle to ask and to end the server with. Handles may be cloned and sent to other threads.
+    #[must_use]
+    pub fn handle(&self) -> ServerHandle {
+        self.handle.clone()
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Puts every metric of the server, its phase and its pool into a registry. The pool's are labelled with
+    /// the server's name, the others are not: a registry takes one server, and any number of pools.
+    ///
+    /// # Errors
+    ///
+    /// When the registry has them already.
+    pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
+        let ServerHandle { core, pool } = self.handle();
+        registry.register(collector(LifecycleMetrics(Arc::clone(&core.lifecycle)), &[]))?;
+        registry.register(collector(ServerMetrics { core, pool }, &[]))?;
+        self.register_pool(registry)
+    }
+
+    /// Puts only the metrics of the server's pool into a registry.
+    pub(crate) fn register_pool(&self, registry: &Registry) -> prometheus::Result<()> {
+        registry.register(pool::collector(Arc::clone(&self.handle.pool)))
+    }
+
+    /// Failed accepts so far, by the kind's name.
+    pub(crate) fn accept_errors(&self) -> impl Fn() -> Vec<(&'static str, u64)> + use<> {
+        let core = Arc::clone(&self.handle.core);
+        move || {
+            metrics::ACCEPT_FAILURES
+                .iter()
+                .map(|(failure, kind)| (*kind, core.ledger.accept_errors(*failure)))
+                .collect()
+        }
+    }
+
+    /// Blocks until the server has drained; `None` if its reactor panicked.
+    #[must_use]
+    pub fn wait(self) -> Option<Report> {
+        self.outcome.recv().ok()
+    }
+
+    /// Receives the report when the server has drained, and disconnects without one if its reactor panicked:
+    /// for waiting on this and something else.
+    #[must_use]
+    pub fn finished(&self) -> &Receiver<Report> {
+        &self.outcome
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Running").field("address", &self.address).finish_non_exhaustive()
+    }
+}
+
+/// Asks a running server how it is, and tells it to drain.
+#[derive(Clone)]
+pub struct ServerHandle {
+    core: Arc<Core>,
+    pool: Arc<dyn Meter>,
+}
+
+impl ServerHandle {
+    /// Begins the end: lame duck, then drain, then stop. Returns at once; asking again changes nothing.
+    pub fn drain(&self) {
+        self.core.lifecycle.request_drain();
+        self.core.wake();
+    }
+
+    /// The phase the server is in.
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.core.lifecycle.phase()
+    }
+
+    /// Whether the reactor has come round lately. It does so every second at least; `false` after five, with
+    /// how long it has been.
+    ///
+    /// # Errors
+    ///
+    /// How long ago it last came round.
+    pub fn health(&self) -> Result<(), Duration> {
+        let since_ns =
+            self.core.clock.now_ns().saturating_sub(self.core.heartbeat_ns.load(Ordering::Relaxed));
+        let since = Duration::from_nanos(since_ns);
+        // A stopped server has no reactor, and is not stuck.
+        if since > STUCK_AFTER && self.phase() != Phase::Stopped { Err(since) } else { Ok(()) }
+    }
+
+    /// Whether new work is welcome.
+    ///
+    /// # Errors
+    ///
+    /// Why not.
+    pub fn readiness(&self) -> Result<(), NotReady> {
+        match self.phase() {
+            Phase::Serving => {}
+            phase => return Err(NotReady::Phase(phase)),
+        }
+        match self.core.strain.load(Ordering::Relaxed) {
+            FULL => return Err(NotReady::Full(self.core.max_connections)),
+            STARVED => return Err(NotReady::OutOfDescriptors),
+            _ => {}
+        }
+        if let Some(limit) = self.core.max_queue_wait {
+            let oldest = self.pool.oldest_age();
+            if oldest > limit {
+                return Err(NotReady::Overloaded { oldest, limit });
+            }
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ServerHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ServerHandle").field("phase", &self.phase()).finish_non_exhaustive()
+    }
+}
+
+/// Why a server wants no new work now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NotReady {
+    /// It is on its way out.
+    Phase(Phase),
+    /// As many connections are open as may be; the number is carried here.
+    Full(usize),
+    /// The process has run out of descriptors.
+    OutOfDescriptors,
+    /// Connections wait too long for a worker.
+    Overloaded {
+        /// How long the one that has waited longest has.
+        oldest: Duration,
+        /// How long it may.
+        limit: Duration,
+    },
+}
+
+impl fmt::Display for NotReady {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NotReady::Phase(phase) => write!(f, "{phase}"),
+            NotReady::Full(limit) => write!(f, "at the limit of {limit} connections"),
+            NotReady::OutOfDescriptors => f.write_str("out of file descriptors"),
+            NotReady::Overloaded { oldest, limit } => {
+                write!(f, "overloaded: the oldest connection has waited {oldest:.3?}, over {limit:?}")
+            }
+        }
+    }
+}
+
+/// Why a server did not start.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum ServerError {
+    /// More connections are asked for than descriptors allow, or none.
+    ConnectionLimit {
+        /// The connections asked for.
+        asked: usize,
+        /// The most that are possible now.
+        allowed: usize,
+        /// The process's limit on open descriptors.
+        descriptors: u64,
+    },
+    /// The address could not be listened on.
+    Bind {
+        /// The address.
+        address: SocketAddr,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The worker pool did not start.
+    Pool(PoolError),
+    /// The system refused something else that a server needs.
+    Setup(io::Error),
+}
+
+impl fmt::Display for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ServerError::ConnectionLimit { asked: 0, descriptors, .. } => {
+                write!(f, "no room for a connection within the limit of {descriptors} open files")
+            }
+            ServerError::ConnectionLimit { asked, allowed, descriptors } => write!(
+                f,
+                "{asked} connections asked for, and {allowed} possible within the limit of {descriptors} open files"
+            ),
+            ServerError::Bind { address, .. } => write!(f, "cannot listen on {address}"),
+            ServerError::Pool(_) => f.write_str("the worker pool did not start"),
+            ServerError::Setup(_) => f.write_str("the system refused what a server needs"),
+        }
+    }
+}
+
+impl std::error::Error for ServerError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        match self {
+            ServerError::ConnectionLimit { .. } => None,
+            ServerError::Bind { source, .. } | ServerError::Setup(source) => Some(source),
+            ServerError::Pool(source) => Some(source),
+        }
+    }
+}
+
+/// What keeps newcomers out, as published by the reactor in [`Core::strain`].
+const AT_EASE: u8 = 0;
+const FULL: u8 = 1;
+const STARVED: u8 = 2;
+
+/// What a worker tells the reactor: the connection's slot and serial number, and what became of it.
+#[derive(Clone, Copy, Debug)]
+enum Note {
+    /// The socket is closed; the slot is free.
+    Closed(usize, u64),
+    /// Our side is shut down; the client's end is to be awaited.
+    Linger(usize, u64),
+}
+
+/// What the reactor, the workers and the handles of one server share.
+#[derive(Debug)]
+struct Core {
+    clock: Clock,
+    lifecycle: Arc<Lifecycle>,
+    ledger: Ledger,
+    max_connections: usize,
+    max_queue_wait: Option<Duration>,
+    waker: mio::Waker,
+    /// To the reactor. It has no bound of its own and needs none: a connection sends two notes at most, and
+    /// its slot is not used again until the reactor has read them.
+    notes: Sender<Note>,
+    /// The reactor sleeps and wants to be woken for any note. Written by the reactor.
+    wants_notes: AtomicBool,
+    /// `AT_EASE`, `FULL` or `STARVED`. Written by the reactor, read by handles.
+    strain: AtomicU8,
+    /// When the reactor last came round. Written by the reactor, read by handles.
+    heartbeat_ns: AtomicU64,
+    buffers: Buffers,
+    panic_log: LogLimit,
+}
+
+impl Core {
+    /// Closes a connection and counts it in `cell`, which belongs to the calling thread. Only for the holder
+    /// of the gate.
+    fn close<Session>(&self, connection: &Connection<Session>, reason: Reason, cell: &Cell, now_ns: u64) {
+        // The guard is let go before the session, whose destructor is not ours, is dropped.
+        let session = connection.hold().close();
+        if let Some(session) = session {
+            let lived_ns = now_ns.saturating_sub(connection.accepted_ns);
+            cell.closed(reason, lived_ns);
+            let lived = Duration::from_nanos(lived_ns);
+            tracing::debug!(peer = %connection.peer, reason = reason.as_str(), ?lived, "closed");
+            pool::quietly(|| drop(session));
+        }
+        connection.gate.finish();
+    }
+
+    /// Tells the reactor, and wakes it if it has to act on the note: always for one to linger on, and for one
+    /// that is closed when it waits for room or for the last to go. Otherwise it reads the note whenever it
+    /// next comes round.
+    ///
+    /// The note is sent before the flag is read, and the reactor raises the flag before it looks for notes a
+    /// last time and sleeps; with the fences, one of them sees the other.
+    fn notify(&self, note: Note) {
+        // The reactor lives as long as the server; when it is gone, so are the connections.
+        let _ = self.notes.send(note);
+        fence(Ordering::SeqCst);
+        if matches!(note, Note::Linger(..)) || self.wants_notes.load(Ordering::Relaxed) {
+            self.wake();
+        }
+    }
+
+    fn wake(&self) {
+        // It fails only when the counter behind it is full, and then the reactor is being woken already.
+        let _ = self.waker.wake();
+    }
+}
