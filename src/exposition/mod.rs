@@ -1,0 +1,279 @@
+//! The side HTTP endpoint: `/metrics` of a registry, and probes.
+//!
+//! # What it guarantees
+//!
+//! - It answers on threads of its own, so it answers while everything else is saturated, and it is stopped
+//!   last.
+//! - **No request can harm it.** At most 16 connections are open, and a newcomer takes the place of the
+//!   oldest whose client has said nothing that was not answered, so silent connections keep no scrape out. A
+//!   connection lives 3 seconds at most, whatever its client does. A head has 8 KiB at most; a body is never
+//!   read. Answers are HTTP/1.0: one answer, then the end.
+//! - An `accept` error is counted, waited out, and never ends the endpoint.
+//!
+//! # How, and why not `tiny_http::Server`
+//!
+//! The endpoint is an ordinary [`Service`] on a [`Server`] of its own with two workers, so slow heads and
+//! slow readers are parked like any connection and hold no worker. Of `tiny_http` (0.12.0) it uses the
+//! response types. Its server ends accepting for good at the first `accept` error, starts a thread for every
+//! idle connection, and can be stopped by one request (an absurd `Content-Length` aborts the process); none
+//! of this can be mended from a handler. Its two open advisories are out of reach as well: no transfer
+//! encoding is parsed here (CVE-2026-66752), and every header value sent is a constant (CVE-2026-66753).
+//!
+//! What it leaves to others: what the metrics and probes say.
+
+mod http;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use prometheus::{IntCounterVec, Opts, Registry};
+
+use self::http::{Answer, Head, Parsed};
+use crate::metrics::{Page, Source, collector};
+use crate::server::{Next, Overload, Running, Server, ServerError, Service};
+
+/// Connections open at once. A scraper uses one.
+const MAX_CONNECTIONS: usize = 16;
+
+/// How long a connection may live: head, answer and end together. A scraper on the same network needs
+/// milliseconds.
+const LIFETIME: Duration = Duration::from_secs(3);
+
+/// The most bytes of a request's head. A scraper's has a few hundred.
+const MAX_HEAD: usize = 8 * 1024;
+
+/// One to answer a scrape, which may take milliseconds with thousands of workers, and one for a probe
+/// meanwhile.
+const WORKERS: usize = 2;
+
+/// How long requests in progress are waited for at the end.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// All paths that are not served share one label, so that a scanner cannot make series.
+const OTHER: &str = "other";
+
+type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// The side HTTP endpoint, running. Dropping it lets it run on; [`stop`](Exposition::stop) ends it.
+///
+/// ```
+/// use std::io::{Read, Write};
+/// use millpond::Exposition;
+///
+/// let endpoint = Exposition::bind(prometheus::Registry::new(), ([127, 0, 0, 1], 0).into())?
+///     .probe("/readyz", || Err("still warming up".to_owned()))
+///     .start()?;
+///
+/// let mut client = std::net::TcpStream::connect(endpoint.local_addr())?;
+/// client.write_all(b"GET /readyz HTTP/1.1\r\nHost: here\r\n\r\n")?;
+/// let mut answer = String::new();
+/// client.read_to_string(&mut answer)?;
+/// assert!(answer.starts_with("HTTP/1.0 503"));
+/// assert!(answer.ends_with("still warming up\n"));
+/// endpoint.stop();
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug)]
+pub struct Exposition {
+    running: Running,
+}
+
+impl Exposition {
+    /// Binds an endpoint that will publish this registry at `/metrics`. Starts no thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerBuilder::bind`](crate::ServerBuilder::bind).
+    pub fn bind(registry: Registry, address: SocketAddr) -> Result<BoundExposition, ServerError> {
+        let server = Server::builder("http")
+            .workers(WORKERS)
+            .max_connections(MAX_CONNECTIONS)
+            .within_reserve()
+            .overload(Overload::Evict)
+            .idle_timeout(None)
+            .write_timeout(LIFETIME)
+            .lifetime(LIFETIME)
+            .drain_timeout(DRAIN_TIMEOUT)
+            .bind(address)?;
+        Ok(BoundExposition { server, registry, probes: Vec::new() })
+    }
+
+    /// The address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.running.local_addr()
+    }
+
+    /// Stops accepting, lets requests in progress finish, half a second at most, and comes back when all is
+    /// closed.
+    pub fn stop(self) {
+        self.running.handle().drain();
+        let _ = self.running.wait();
+    }
+}
+
+/// An endpoint that is bound and not yet running; see [`Exposition::bind`].
+pub struct BoundExposition {
+    server: Server,
+    registry: Registry,
+    probes: Vec<(&'static str, Probe)>,
+}
+
+impl BoundExposition {
+    /// The address it is bound to.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.server.local_addr()
+    }
+
+    /// Serves a probe at `path`: 200 and `ok` when the closure says `Ok`, 503 and its reason otherwise. It is
+    /// called for each request, on the endpoint's worker; it should answer at once.
+    #[must_use]
+    pub fn probe(
+        mut self,
+        path: &'static str,
+        probe: impl Fn() -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.probes.push((path, Box::new(probe)));
+        self
+    }
+
+    /// Starts the threads, and puts the endpoint's own metrics into the registry: its pool's, labelled
+    /// `pool="http"`, and `millpond_http_*`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Server::start`].
+    ///
+    /// # Panics
+    ///
+    /// When the registry has these metrics already: it serves one endpoint.
+    pub fn start(self) -> Result<Exposition, ServerError> {
+        let BoundExposition { server, registry, probes } = self;
+        let endpoint = Endpoint::new(registry.clone(), probes);
+        let requests = endpoint.requests.clone();
+        let running = server.start(endpoint)?;
+        let taken = "a registry has one endpoint";
+        running.register_pool(&registry).expect(taken);
+        registry.register(Box::new(requests)).expect(taken);
+        registry.register(collector(AcceptErrors(running.accept_errors()), &[])).expect(taken);
+        Ok(Exposition { running })
+    }
+}
+
+impl fmt::Debug for BoundExposition {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let paths: Vec<_> = self.probes.iter().map(|(path, _)| path).collect();
+        f.debug_struct("BoundExposition")
+            .field("address", &self.local_addr())
+            .field("probes", &paths)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The endpoint's failed accepts as a source of metrics.
+struct AcceptErrors<F>(F);
+
+impl<F: Fn() -> Vec<(&'static str, u64)> + Send + Sync> Source for AcceptErrors<F> {
+    fn read(&self, page: &mut Page) {
+        for (kind, count) in (self.0)() {
+            page.counter(
+                "millpond_http_accept_errors_total",
+                "Failed accepts of the side HTTP listener, by kind. Rising, scrapes and probes may be failing too.",
+                &[("kind", kind)],
+                count,
+            );
+        }
+    }
+}
+
+/// The service behind the endpoint.
+struct Endpoint {
+    registry: Registry,
+    probes: Vec<(&'static str, Probe)>,
+    requests: IntCounterVec,
+}
+
+impl Endpoint {
+    fn new(registry: Registry, probes: Vec<(&'static str, Probe)>) -> Self {
+        let help = "Requests to the side HTTP endpoint, by path and status. Paths that are not served share the value other. 503 on /readyz or /healthz is the probe saying no.";
+        let requests = IntCounterVec::new(Opts::new("millpond_http_requests_total", help), &["path", "code"])
+            .expect("the name, labels and help are literals, and valid");
+        let endpoint = Endpoint { registry, probes, requests };
+        // What can be asked is known, so every series is there from the first scrape.
+        for path in endpoint.paths() {
+            endpoint.requests.with_label_values(&[path, "200"]);
+            endpoint.requests.with_label_values(&[path, "405"]);
+        }
+        for (path, _) in &endpoint.probes {
+            endpoint.requests.with_label_values(&[path, "503"]);
+        }
+        for code in ["400", "404", "431", "505"] {
+            endpoint.requests.with_label_values(&[OTHER, code]);
+        }
+        endpoint
+    }
+
+    fn paths(&self) -> impl Iterator<Item = &'static str> {
+        ["/metrics"].into_iter().chain(self.probes.iter().map(|(path, _)| *path))
+    }
+
+    /// The answer to a request, and the path it is counted under.
+    fn answer(&self, head: &Head<'_>) -> (&'static str, Answer) {
+        let Some(path) = self.paths().find(|path| *path == head.path) else {
+            let mut text = String::from("nothing is served here; there are");
+            self.paths().for_each(|path| {
+                text.push(' ');
+                text.push_str(path);
+            });
+            text.push('\n');
+            return (OTHER, Answer::text(404, text));
+        };
+        if !matches!(head.method, "GET" | "HEAD") {
+            return (path, Answer::method_not_allowed());
+        }
+        let answer = match self.probes.iter().find(|(known, _)| *known == path) {
+            None => self.metrics(),
+            Some((_, probe)) => match probe() {
+                Ok(()) => Answer::text(200, "ok\n"),
+                Err(reason) => Answer::text(503, reason + "\n"),
+            },
+        };
+        (path, answer)
+    }
+
+    fn metrics(&self) -> Answer {
+        match prometheus::TextEncoder::new().encode_to_string(&self.registry.gather()) {
+            Ok(text) => Answer::metrics(text),
+            Err(error) => Answer::text(500, format!("the metrics cannot be written as text: {error}\n")),
+        }
+    }
+}
+
+impl Service for Endpoint {
+    /// As much of the head as has come.
+    type Session = Vec<u8>;
+
+    fn open(&self, _peer: SocketAddr) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn serve(&self, head: &mut Vec<u8>, bytes: &mut Vec<u8>) -> Next {
+        // What is over the limit is not even kept.
+        let room = (MAX_HEAD + 1).saturating_sub(head.len());
+        head.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        bytes.clear();
+        let (path, answer, head_only) = match http::parse(head, MAX_HEAD) {
+            Parsed::Incomplete => return Next::KeepOpen,
+            Parsed::Head(head) => {
+                let (path, answer) = self.answer(&head);
+                (path, answer, head.method == "HEAD")
+            }
+            Parsed::Bad(answer) => (OTHER, answer, false),
+        };
+        self.requests.with_label_values(&[path, &answer.code.to_string()]).inc();
+        answer.write(head_only, bytes);
+        Next::Close
+    }
+}
