@@ -1,0 +1,341 @@
+//! Flags and their environment variables, to a validated [`Config`].
+//!
+//! Parsing only validates: it binds nothing, starts nothing, and looks at no limit of the system, so `--help`
+//! always works. Every flag's range is checked here, and what is wrong is said in one line that names the
+//! flag and the remedy.
+
+use std::ffi::OsString;
+use std::io::Write;
+use std::net::SocketAddr;
+use std::process::ExitCode;
+use std::str::FromStr;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::builder::{FalseyValueParser, Styles};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
+use millpond::{MAX_WORKERS, Overload};
+
+use super::USAGE;
+
+/// Longer than any sensible timeout, and short enough that no sum of times overflows.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// The most that simulated work may hold a worker.
+const LONGEST_WORK: Duration = Duration::from_secs(3600);
+
+/// A thread needs some stack to start at all, and none needs more than this.
+const STACK_SIZES: std::ops::RangeInclusive<u64> = 64 * 1024..=1024 * 1024 * 1024;
+
+const ABOUT: &str = "An echo server whose worker pool shows its own saturation";
+
+const LONG_ABOUT: &str = "\
+An echo server whose bounded worker pool shows its own saturation as Prometheus metrics on a side HTTP port, and which \
+drains gracefully on Ctrl-C.
+
+Clients that are silent cost no worker: 128 workers serve any number of connections up to the limit. Metrics are at \
+/metrics on the address of --metrics, with /healthz and /readyz beside them.";
+
+const AFTER_HELP: &str = "\
+Durations are numbers with units: 250ms, 30s, 5m, 1h30m. Each flag can be set in the environment too, as MILLPOND_ and \
+the flag's name in capitals with _ for -: MILLPOND_IDLE_TIMEOUT=1m. A flag given wins.
+
+SIGINT (Ctrl-C), SIGTERM or SIGHUP begins the drain; a second one abandons at once.
+
+Exit codes: 0 drained clean; 1 could not start, or failed; 2 usage; 3 something was cut in the drain; \
+130 second signal.";
+
+/// What the program is asked to do.
+#[derive(Clone, Debug, Parser)]
+#[command(
+    name = "millpond",
+    version,
+    about = ABOUT,
+    long_about = LONG_ABOUT,
+    after_help = AFTER_HELP,
+    override_usage = "millpond [serve] [FLAGS]",
+    styles = Styles::plain(),
+    max_term_width = 100,
+    args_override_self = true,
+    disable_help_flag = true,
+    disable_version_flag = true
+)]
+pub(crate) struct Config {
+    /// Where to echo; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:15000", help_heading = "Addresses")]
+    #[arg(env = "MILLPOND_LISTEN", hide_env_values = true, value_parser = address)]
+    pub(crate) listen: SocketAddr,
+
+    /// Where to serve /metrics, /healthz and /readyz over HTTP; port 0 picks a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464", help_heading = "Addresses")]
+    #[arg(env = "MILLPOND_METRICS", hide_env_values = true, value_parser = address)]
+    pub(crate) metrics: SocketAddr,
+
+    /// Connections the kernel holds until they are accepted (net.core.somaxconn caps it)
+    #[arg(long, value_name = "N", default_value = "4096", help_heading = "Addresses")]
+    #[arg(env = "MILLPOND_BACKLOG", hide_env_values = true, value_parser = whole::<1, 65_535>)]
+    pub(crate) backlog: usize,
+
+    /// Worker threads, 1 to 10000
+    #[arg(long, value_name = "N", default_value = "128", help_heading = "Pool")]
+    #[arg(env = "MILLPOND_WORKERS", hide_env_values = true, value_parser = whole::<1, MAX_WORKERS>)]
+    pub(crate) workers: usize,
+
+    /// Stack of each worker, 64KiB to 1GiB
+    #[arg(long, value_name = "BYTES", default_value = "256KiB", help_heading = "Pool")]
+    #[arg(env = "MILLPOND_STACK_SIZE", hide_env_values = true, value_parser = stack_size)]
+    pub(crate) stack_size: usize,
+
+    /// Hold the worker this long for every message, to try saturation on purpose, up to 1h
+    #[arg(long, value_name = "DUR", default_value = "0s", help_heading = "Pool")]
+    #[arg(env = "MILLPOND_WORK", hide_env_values = true, value_parser = work)]
+    pub(crate) work: Duration,
+
+    /// Most open connections [default: what the limit on open files allows, less a reserve, up to 65536]
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[arg(env = "MILLPOND_MAX_CONNECTIONS", hide_env_values = true, value_parser = whole::<1, 10_000_000>)]
+    pub(crate) max_connections: Option<usize>,
+
+    /// Overloaded while the connection that has waited longest for a worker is older than this [default:
+    /// never]
+    #[arg(long, value_name = "DUR", help_heading = "Limits")]
+    #[arg(env = "MILLPOND_MAX_QUEUE_WAIT", hide_env_values = true, value_parser = positive)]
+    pub(crate) max_queue_wait: Option<Duration>,
+
+    /// At the connection limit or when overloaded: let newcomers wait in the kernel, or accept and close them
+    #[arg(long, value_name = "POLICY", default_value = "wait", help_heading = "Limits")]
+    #[arg(env = "MILLPOND_OVERLOAD", hide_env_values = true, value_enum)]
+    pub(crate) overload: OverloadArg,
+
+    /// Close a connection that is silent for this long; 0 is never
+    #[arg(long, value_name = "DUR", default_value = "5m", help_heading = "Limits")]
+    #[arg(env = "MILLPOND_IDLE_TIMEOUT", hide_env_values = true, value_parser = duration)]
+    pub(crate) idle_timeout: Duration,
+
+    /// Close a connection whose client reads nothing of what waits for it for this long
+    #[arg(long, value_name = "DUR", default_value = "30s", help_heading = "Limits")]
+    #[arg(env = "MILLPOND_WRITE_TIMEOUT", hide_env_values = true, value_parser = positive)]
+    pub(crate) write_timeout: Duration,
+
+    /// After the signal, keep accepting for this long while /readyz already says no
+    #[arg(long, value_name = "DUR", default_value = "0s", help_heading = "Drain")]
+    #[arg(env = "MILLPOND_LAME_DUCK", hide_env_values = true, value_parser = duration)]
+    pub(crate) lame_duck: Duration,
+
+    /// Cut what is left of the drain after this long
+    #[arg(long, value_name = "DUR", default_value = "30s", help_heading = "Drain")]
+    #[arg(env = "MILLPOND_DRAIN_TIMEOUT", hide_env_values = true, value_parser = duration)]
+    pub(crate) drain_timeout: Duration,
+
+    /// How to write the log, on standard error
+    #[arg(long, value_name = "FORMAT", default_value = "text", help_heading = "Log")]
+    #[arg(env = "MILLPOND_LOG", hide_env_values = true, value_enum)]
+    pub(crate) log: LogFormat,
+
+    /// Log every connection too
+    #[arg(short, long, help_heading = "Log")]
+    #[arg(env = "MILLPOND_VERBOSE", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub(crate) verbose: bool,
+
+    /// Log only warnings and errors
+    #[arg(short, long, help_heading = "Log")]
+    #[arg(env = "MILLPOND_QUIET", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    pub(crate) quiet: bool,
+
+    /// Print this help; -h prints a shorter one
+    #[arg(short, long, help_heading = "Help", action = clap::ArgAction::Help)]
+    help: Option<bool>,
+
+    /// Print the version
+    #[arg(short = 'V', long, help_heading = "Help", action = clap::ArgAction::Version)]
+    version: Option<bool>,
+}
+
+/// The values of `--overload`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum OverloadArg {
+    /// Stop accepting; newcomers wait in the kernel's backlog.
+    Wait,
+    /// Accept and close newcomers, counted by reason.
+    Reject,
+}
+
+impl From<OverloadArg> for Overload {
+    fn from(policy: OverloadArg) -> Self {
+        match policy {
+            OverloadArg::Wait => Overload::Wait,
+            OverloadArg::Reject => Overload::Reject,
+        }
+    }
+}
+
+/// The values of `--log`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum LogFormat {
+    /// A line for a person.
+    Text,
+    /// A JSON object a line.
+    Json,
+}
+
+/// Parses the command line. `Err` is the exit code, after help was printed or a mistake was named.
+pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, ExitCode> {
+    let mut args: Vec<OsString> = args.into_iter().collect();
+    // `serve` is what runs when no command is named, so naming it changes nothing.
+    if args.get(1).is_some_and(|command| command == "serve") {
+        args.remove(1);
+    }
+    from(args).map_err(|error| match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
+            // A closed standard output is no reason to fail, let alone to panic.
+            let _ = write!(std::io::stdout(), "{}", error.render());
+            ExitCode::SUCCESS
+        }
+        _ => super::fail(USAGE, one_line(&error.render().to_string())),
+    })
+}
+
+/// As `Config::try_parse_from`; of `--verbose` and `--quiet` the last one given wins, also over the environment.
+fn from(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Config, clap::Error> {
+    let matches = Config::command().try_get_matches_from(args)?;
+    let mut config = Config::from_arg_matches(&matches)?;
+    // Where on the command line a flag stands; nowhere comes before anywhere.
+    let place = |flag| match matches.value_source(flag) {
+        Some(ValueSource::CommandLine) => matches.index_of(flag),
+        _ => None,
+    };
+    if config.verbose && config.quiet {
+        config.quiet = place("quiet") > place("verbose");
+        config.verbose = !config.quiet;
+    }
+    Ok(config)
+}
+
+/// What clap says on several lines, on one: what is wrong, then its tips, then where to look.
+fn one_line(message: &str) -> String {
+    let mut lines: Vec<&str> = message
+        .lines()
+        .map(str::trim)
+        .filter(|line| {
+            !line.is_empty() && !line.starts_with("Usage:") && !line.starts_with("For more information")
+        })
+        .collect();
+    lines.push("see --help");
+    let line = lines.join("; ");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+fn address(text: &str) -> Result<SocketAddr, String> {
+    SocketAddr::from_str(text)
+        .map_err(|_| "give an IP address and a port, such as 127.0.0.1:15000 or [::1]:0".to_owned())
+}
+
+fn whole<const LEAST: usize, const MOST: usize>(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number) if (LEAST..=MOST).contains(&number) => Ok(number),
+        _ => Err(format!("give a whole number from {LEAST} to {MOST}")),
+    }
+}
+
+fn stack_size(text: &str) -> Result<usize, String> {
+    match text.parse::<ByteSize>() {
+        Ok(ByteSize(bytes)) if STACK_SIZES.contains(&bytes) => {
+            usize::try_from(bytes).map_err(|error| error.to_string())
+        }
+        _ => Err("give a size from 64KiB to 1GiB, such as 256KiB".to_owned()),
+    }
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    up_to(LONGEST, text)
+}
+
+fn work(text: &str) -> Result<Duration, String> {
+    up_to(LONGEST_WORK, text)
+}
+
+fn positive(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("give a duration above 0, such as 250ms or 30s".to_owned()),
+        duration => Ok(duration),
+    }
+}
+
+fn up_to(longest: Duration, text: &str) -> Result<Duration, String> {
+    match humantime::parse_duration(text) {
+        Ok(duration) if duration <= longest => Ok(duration),
+        Ok(_) => Err(format!("give at most {}", humantime::format_duration(longest))),
+        Err(_) => Err("give a number with a unit, such as 250ms, 30s or 5m".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(args: &[&str]) -> Result<Config, String> {
+        let args = ["millpond"].iter().chain(args);
+        from(args.copied()).map_err(|error| one_line(&error.render().to_string()))
+    }
+
+    #[test]
+    fn the_defaults_are_those_of_the_documentation() {
+        let config = parsed(&[]).expect("defaults");
+        assert_eq!(config.listen, ([127, 0, 0, 1], 15000).into());
+        assert_eq!(config.metrics, ([127, 0, 0, 1], 9464).into());
+        assert_eq!((config.workers, config.stack_size, config.backlog), (128, 256 * 1024, 4096));
+        assert_eq!((config.max_connections, config.max_queue_wait), (None, None));
+        assert_eq!(config.overload, OverloadArg::Wait);
+        let seconds =
+            [config.idle_timeout, config.write_timeout, config.lame_duck, config.drain_timeout, config.work]
+                .map(|duration| duration.as_secs());
+        assert_eq!(seconds, [300, 30, 0, 30, 0]);
+        assert_eq!((config.log, config.verbose, config.quiet), (LogFormat::Text, false, false));
+    }
+
+    #[test]
+    fn both_ends_of_each_range_are_allowed_and_nothing_beyond() {
+        for (flag, good, bad) in [
+            ("--workers", ["1", "10000"], ["0", "10001"]),
+            ("--backlog", ["1", "65535"], ["0", "65536"]),
+            ("--max-connections", ["1", "10000000"], ["0", "10000001"]),
+            ("--stack-size", ["64KiB", "1GiB"], ["65535", "1073741825"]),
+            ("--work", ["0s", "1h"], ["3600001ms", "-1s"]),
+            ("--max-queue-wait", ["1ns", "365d"], ["0s", "366d"]),
+            ("--write-timeout", ["1ms", "365d"], ["0s", "soon"]),
+            ("--idle-timeout", ["0", "365d"], ["5", "366d"]),
+            ("--drain-timeout", ["0s", "365d"], ["", "366d"]),
+            ("--listen", ["[::1]:0", "0.0.0.0:65535"], ["localhost:1", "127.0.0.1"]),
+            ("--overload", ["wait", "reject"], ["evict", "Wait"]),
+            ("--log", ["text", "json"], ["xml", ""]),
+        ] {
+            for value in good {
+                let arg = format!("{flag}={value}");
+                assert!(parsed(&[&arg]).is_ok(), "{arg}: {:?}", parsed(&[&arg]).err());
+            }
+            for value in bad {
+                let arg = format!("{flag}={value}");
+                let message = parsed(&[&arg]).expect_err(&arg);
+                assert!(message.contains(flag), "{arg}: {message}");
+                assert!(!message.contains('\n'), "{message}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_two_opposites_the_last_one_wins() {
+        let loudness = |args: &[&str]| parsed(args).map(|config| (config.verbose, config.quiet));
+        assert_eq!(loudness(&["-v"]), Ok((true, false)));
+        assert_eq!(loudness(&["-v", "-q"]), Ok((false, true)));
+        assert_eq!(loudness(&["-q", "--verbose"]), Ok((true, false)));
+        assert_eq!(loudness(&["-q", "-v", "-q"]), Ok((false, true)));
+    }
+
+    #[test]
+    fn a_misspelt_flag_is_named_with_the_likely_one() {
+        let message = parsed(&["--worker", "3"]).expect_err("no such flag");
+        assert!(message.contains("'--worker'") && message.contains("'--workers'"), "{message}");
+    }
+}

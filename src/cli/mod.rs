@@ -1,0 +1,34 @@
+//! What the program adds to the library: flags, a log, signals, exit codes.
+
+pub(crate) mod config;
+pub(crate) mod logging;
+pub(crate) mod serve;
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+/// The exit codes that are not 0.
+pub(crate) const FAILED: u8 = 1;
+pub(crate) const USAGE: u8 = 2;
+pub(crate) const CUT: u8 = 3;
+/// As a shell reports a program that SIGINT ended.
+pub(crate) const ABANDONED: u8 = 130;
+
+/// Says in one line on standard error why the program ends, and makes the exit code. Standard error may be
+/// closed; then the code has to do.
+pub(crate) fn fail(code: u8, why: impl Display) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "millpond: {why}");
+    ExitCode::from(code)
+}
+
+/// An error with everything behind it, in one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        line = format!("{line}: {error}");
+        source = error.source();
+    }
+    line
+}

@@ -1,0 +1,203 @@
+//! `millpond serve`: starts everything in order, waits for a signal, and takes everything down in order.
+//!
+//! Order at the start: raise the descriptor limit, bind both listeners, and only then start threads, so that
+//! whatever is wrong is said before anything runs. Order at the end: the echo server drains, the metrics
+//! answer until it has, and the report is the last line of the log.
+//!
+//! The signal handler only puts a token into a channel. This thread takes it: the first begins the drain, the
+//! second ends the program at once. The crate that catches signals cannot tell SIGINT, SIGTERM and SIGHUP
+//! apart, and it replaces an inherited "ignore": a server started with `&` from a script still drains on
+//! SIGINT, which such a shell would have it ignore; one started with `nohup` drains on SIGHUP all the same.
+//! Use `setsid` or a service manager to outlive a terminal.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use crossbeam_channel::{bounded, select};
+use millpond::{Echo, Exposition, Laboured, PoolError, Report, Server, ServerError, raise_descriptor_limit};
+use prometheus::process_collector::ProcessCollector;
+use prometheus::{Gauge, Opts, Registry};
+use tracing::{info, warn};
+
+use super::config::Config;
+use super::{ABANDONED, CUT, FAILED, chain, fail, logging};
+
+/// Descriptors let go when they run out, for scrapes and what a scrape reads: the metrics endpoint's
+/// connections, and as many again.
+const SPARE_DESCRIPTORS: usize = 32;
+
+/// Runs the server until it has drained.
+pub(crate) fn run(config: &Config) -> ExitCode {
+    let limit = match raise_descriptor_limit() {
+        Ok(limit) => limit,
+        Err(error) => {
+            return fail(FAILED, format_args!("the limit on open files cannot be raised: {error}"));
+        }
+    };
+    let mut builder = Server::builder("echo")
+        .workers(config.workers)
+        .stack_size(config.stack_size)
+        .spare_descriptors(SPARE_DESCRIPTORS)
+        .overload(config.overload.into())
+        .backlog(u32::try_from(config.backlog).unwrap_or(u32::MAX))
+        .idle_timeout(Some(config.idle_timeout).filter(|timeout| !timeout.is_zero()))
+        .write_timeout(config.write_timeout)
+        .lame_duck(config.lame_duck)
+        .drain_timeout(config.drain_timeout);
+    if let Some(connections) = config.max_connections {
+        builder = builder.max_connections(connections);
+    }
+    if let Some(wait) = config.max_queue_wait {
+        builder = builder.max_queue_wait(wait);
+    }
+    let server = match builder.bind(config.listen) {
+        Ok(server) => server,
+        Err(error) => return fail(FAILED, explain(&error, "--listen")),
+    };
+    let registry = Registry::new();
+    let exposition = match Exposition::bind(registry.clone(), config.metrics) {
+        Ok(exposition) => exposition,
+        Err(error) => return fail(FAILED, explain(&error, "--metrics")),
+    };
+    let max_connections = server.max_connections();
+
+    let log = logging::start(config);
+    // Two tokens are all that matter; a handler must not block.
+    let (signals, signalled) = bounded::<()>(2);
+    let caught = ctrlc::set_handler(move || {
+        let _ = signals.try_send(());
+    });
+    if let Err(error) = caught {
+        return fail(FAILED, format_args!("signals cannot be caught: {error}"));
+    }
+
+    let running = match server.start(Laboured::new(Echo, config.work)) {
+        Ok(running) => running,
+        Err(error) => return fail(FAILED, explain(&error, "--workers")),
+    };
+    register(&registry, &running);
+    let (health, readiness) = (running.handle(), running.handle());
+    let exposition = exposition
+        .probe("/healthz", move || {
+            health.health().map_err(|since| format!("the reactor has not come round for {since:.1?}"))
+        })
+        .probe("/readyz", move || readiness.readiness().map_err(|reason| reason.to_string()));
+    let exposition = match exposition.start() {
+        Ok(exposition) => exposition,
+        Err(error) => return fail(FAILED, explain(&error, "--metrics")),
+    };
+    announce(running.local_addr(), exposition.local_addr());
+    info!(workers = config.workers, max_connections, open_files = limit, "serving");
+
+    let outcome = wait(config, &signalled, &running);
+    let code = match outcome {
+        Outcome::Abandoned => {
+            warn!("second signal: abandoned at once, connections and all");
+            ExitCode::from(ABANDONED)
+        }
+        Outcome::Broken => {
+            exposition.stop();
+            tracing::error!("the reactor failed; nothing is served any more");
+            ExitCode::from(FAILED)
+        }
+        Outcome::Drained(report) => {
+            exposition.stop();
+            if report.is_clean() {
+                info!("{report}");
+                ExitCode::SUCCESS
+            } else {
+                warn!("{report}");
+                ExitCode::from(CUT)
+            }
+        }
+    };
+    drop(log);
+    code
+}
+
+/// How the wait ended.
+enum Outcome {
+    Drained(Report),
+    Abandoned,
+    Broken,
+}
+
+/// Waits for the end: of a drain that the first signal begins, or at once with the second.
+fn wait(
+    config: &Config,
+    signalled: &crossbeam_channel::Receiver<()>,
+    running: &millpond::Running,
+) -> Outcome {
+    let mut asked = false;
+    loop {
+        select! {
+            recv(signalled) -> _ => {
+                if asked {
+                    return Outcome::Abandoned;
+                }
+                asked = true;
+                info!(
+                    lame_duck = ?config.lame_duck,
+                    timeout = ?config.drain_timeout,
+                    "signal: draining; a second one abandons at once"
+                );
+                running.handle().drain();
+            }
+            recv(running.finished()) -> report => {
+                return report.map_or(Outcome::Broken, Outcome::Drained);
+            }
+        }
+    }
+}
+
+/// Puts everything into the registry that is exported.
+fn register(registry: &Registry, running: &millpond::Running) {
+    const FRESH: &str = "the registry is new, and each is registered once";
+    running.register(registry).expect(FRESH);
+    let build_info = Gauge::with_opts(
+        Opts::new("millpond_build_info", "1, labelled with the version and the revision it was built from. Several values among instances mean a rollout, or one that stopped half way.")
+            .const_label("version", env!("CARGO_PKG_VERSION"))
+            .const_label("revision", env!("MILLPOND_REVISION")),
+    )
+    .expect("literal names are valid");
+    build_info.set(1.0);
+    registry.register(Box::new(build_info)).expect(FRESH);
+    registry.register(Box::new(ProcessCollector::for_self())).expect(FRESH);
+}
+
+/// One line for each listener, for scripts. A closed standard output is no reason to stop.
+fn announce(echo: std::net::SocketAddr, metrics: std::net::SocketAddr) {
+    let mut stdout = io::stdout().lock();
+    let _ = writeln!(stdout, "millpond: echo on {echo}\nmillpond: metrics on http://{metrics}/metrics");
+    let _ = stdout.flush();
+}
+
+/// An error at the start, with the flag to change and how.
+fn explain(error: &ServerError, flag: &str) -> String {
+    let line = chain(error);
+    match error {
+        ServerError::Bind { address, source } => {
+            let remedy = match source.kind() {
+                io::ErrorKind::AddrInUse => {
+                    "stop what listens there, or give another port (0 picks a free one)"
+                }
+                io::ErrorKind::AddrNotAvailable => "give an address of this machine",
+                io::ErrorKind::PermissionDenied => "ports below 1024 need privileges; give a higher one",
+                _ => "give another address",
+            };
+            format!("{flag} {address}: cannot listen there: {source}; {remedy}")
+        }
+        ServerError::ConnectionLimit { asked: 0, .. } => {
+            format!("--max-connections: {line}; raise the limit (ulimit -n)")
+        }
+        ServerError::ConnectionLimit { allowed, .. } => {
+            format!("--max-connections: {line}; give at most {allowed}, or raise the limit (ulimit -n)")
+        }
+        ServerError::Pool(PoolError::Spawn { started, .. }) => {
+            let fewer = if *started > 0 { format!("at most {started}, ") } else { String::new() };
+            let limits = "the limits on threads and memory (ulimit -u, ulimit -v)";
+            format!("--workers: {line}; give {fewer}a smaller --stack-size, or raise {limits}")
+        }
+        _ => line,
+    }
+}
