@@ -1,0 +1,183 @@
+//! The command line: help, mistakes, and what is said when it cannot start.
+
+mod common;
+
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use common::{Millpond, eventually, ping};
+
+fn run(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
+    let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_millpond"))
+        .args(args)
+        .envs(env.iter().copied())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the program runs");
+    (status.code(), String::from_utf8(stdout).expect("text"), String::from_utf8(stderr).expect("text"))
+}
+
+/// One line on standard error, nothing on standard output.
+fn refused(args: &[&str], env: &[(&str, &str)], code: i32, parts: &[&str]) {
+    let (found, stdout, stderr) = run(args, env);
+    assert_eq!((found, stdout.as_str()), (Some(code), ""), "{args:?} {env:?}: {stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    assert!(stderr.starts_with("millpond: "), "{stderr}");
+    for part in parts {
+        assert!(stderr.contains(part), "no {part:?} in {stderr}");
+    }
+}
+
+#[test]
+fn help_and_version_always_work() {
+    for args in [["--help"].as_slice(), &["-h"], &["serve", "--help"]] {
+        let (code, stdout, stderr) = run(args, &[]);
+        assert_eq!((code, stderr.as_str()), (Some(0), ""));
+        assert!(stdout.contains("--drain-timeout") && stdout.contains("MILLPOND_DRAIN_TIMEOUT"), "{stdout}");
+    }
+    let (code, stdout, _) = run(&["--version"], &[]);
+    assert_eq!((code, stdout), (Some(0), format!("millpond {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn a_mistake_is_named_in_one_line_with_its_remedy() {
+    refused(&["--workers", "0"], &[], 2, &["--workers", "1 to 10000", "'0'"]);
+    refused(&["--wokers", "4"], &[], 2, &["--wokers", "--workers"]);
+    refused(&["--idle-timeout", "soon"], &[], 2, &["--idle-timeout", "soon", "30s"]);
+    refused(&["--listen", "localhost"], &[], 2, &["--listen", "127.0.0.1:15000"]);
+    refused(&["--overload", "panic"], &[], 2, &["--overload", "wait", "reject"]);
+    refused(&["--workers"], &[], 2, &["--workers"]);
+    refused(&["fly"], &[], 2, &["fly"]);
+    refused(&[], &[("MILLPOND_WORKERS", "many")], 2, &["--workers", "many"]);
+}
+
+#[test]
+fn what_keeps_it_from_starting_is_named_in_one_line_with_its_remedy() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address").to_string();
+    refused(&["--listen", &address], &[], 1, &["--listen", &address, "in use", "another port"]);
+    refused(&["--listen", "127.0.0.1:0", "--metrics", &address], &[], 1, &["--metrics", &address, "in use"]);
+    refused(&["--listen", "203.0.113.7:0"], &[], 1, &["--listen", "an address of this machine"]);
+    refused(
+        &["--listen", "127.0.0.1:0", "--max-connections", "10000000"],
+        &[],
+        1,
+        &["--max-connections", "10000000", "ulimit -n"],
+    );
+}
+
+#[test]
+fn no_descriptors_to_start_with_is_said_clearly() {
+    let under = |files: u32| {
+        let script = format!("ulimit -n {files}; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0");
+        let mut command = Command::new("sh");
+        command.args(["-c", &script, env!("CARGO_BIN_EXE_millpond")]);
+        command
+    };
+    let output = under(60).output().expect("a shell");
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("--max-connections") && stderr.contains("ulimit -n"), "{stderr}");
+    // A few more, and it serves a few.
+    let mut server = Millpond::spawn(&mut under(100));
+    ping(&mut server.connect(), b"hello");
+    assert_eq!(server.drain(), Some(0));
+}
+
+#[test]
+fn a_thread_that_the_system_refuses_is_said_clearly() {
+    // A stack larger than the address space the process may have.
+    let script = "ulimit -v 900000; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0 --stack-size 1GiB";
+    let output =
+        Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).output().expect("a shell");
+    let stderr = String::from_utf8(output.stderr).expect("text");
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    for part in ["--workers", "--stack-size", "ulimit -u"] {
+        assert!(stderr.contains(part), "no {part} in {stderr}");
+    }
+}
+
+#[test]
+fn the_environment_sets_what_a_flag_does_not() {
+    let server = Millpond::start_with(&["--workers", "5"], |command| {
+        command.env("MILLPOND_WORKERS", "9").env("MILLPOND_MAX_CONNECTIONS", "11");
+    });
+    assert_eq!(server.scrape().pool("workers"), 5.0);
+    assert_eq!(server.scrape().get("connections_limit"), 11.0);
+}
+
+#[test]
+fn serve_is_what_runs_when_no_command_is_named() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
+    command.args(["serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--workers", "2"]);
+    let mut server = Millpond::spawn(&mut command);
+    ping(&mut server.connect(), b"hello");
+    assert_eq!(server.drain(), Some(0));
+}
+
+#[test]
+fn the_log_can_be_json_or_quiet() {
+    let mut server = Millpond::start(&["--log", "json"]);
+    assert_eq!(server.drain(), Some(0));
+    let log = server.log();
+    assert!(log.lines().count() >= 3, "{log}");
+    for line in log.lines() {
+        assert!(
+            line.starts_with('{') && line.ends_with('}') && line.contains("\"level\":\"INFO\""),
+            "{line}"
+        );
+    }
+    for (flag, variable) in
+        [("-q", "MILLPOND_NONE"), ("-q", "MILLPOND_VERBOSE"), ("--log=text", "MILLPOND_QUIET")]
+    {
+        let mut server = Millpond::start_with(&[flag], |command| {
+            command.env(variable, "1");
+        });
+        assert_eq!(server.drain(), Some(0));
+        assert_eq!(server.log(), "", "{flag} {variable}");
+    }
+    let mut server = Millpond::start_with(&["-v"], |command| {
+        command.env("MILLPOND_QUIET", "yes");
+    });
+    ping(&mut server.connect(), b"hello");
+    assert_eq!(server.drain(), Some(0));
+    assert!(server.log().contains("DEBUG accepted"), "{}", server.log());
+}
+
+#[test]
+fn a_log_that_nobody_reads_stops_nothing() {
+    let mut command = Command::new("sh");
+    // The fifo is open for reading and never read, so it fills up; -v logs two lines for each connection.
+    let script = "exec 3<>\"$FIFO\"; exec \"$0\" -v --listen 127.0.0.1:0 --metrics 127.0.0.1:0 2>&3";
+    let fifo = std::env::temp_dir().join(format!("millpond-test-{}.fifo", std::process::id()));
+    assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
+    command.args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).env("FIFO", &fifo);
+    let mut server = Millpond::spawn(&mut command);
+    for _ in 0..1500 {
+        ping(&mut server.connect(), b"hello");
+    }
+    eventually("all closed", || (server.scrape().closed("client") == 1500.0).then_some(()));
+    assert_eq!(server.drain(), Some(0));
+    std::fs::remove_file(fifo).expect("the fifo is there");
+}
+
+#[test]
+fn closed_standard_streams_stop_nothing() {
+    let port = {
+        let probe = TcpListener::bind("127.0.0.1:0").expect("a port");
+        probe.local_addr().expect("an address")
+    };
+    let script = format!("exec \"$0\" --listen {port} --metrics 127.0.0.1:0 <&- >&- 2>&-");
+    let mut child =
+        Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_millpond")]).spawn().expect("a shell");
+    let mut client = eventually("it listens", || std::net::TcpStream::connect(port).ok());
+    client.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    ping(&mut client, b"hello");
+    drop(client);
+    rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
+        .expect("the process is there");
+    let status = eventually("it exits", || child.try_wait().expect("a child"));
+    assert_eq!(status.code(), Some(0));
+}

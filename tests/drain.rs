@@ -1,0 +1,322 @@
+//! What happens between a signal and the exit: nothing is lost, and the exit code says what happened.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::clients::Load;
+use common::scrape::Guard;
+use common::{Millpond, eventually, ping};
+use rustix::process::Signal;
+
+const MIB: usize = 1024 * 1024;
+
+/// The numbers of the report, which is the last line of the log.
+#[derive(Debug, PartialEq, Eq)]
+struct Report {
+    in_drain: u64,
+    served: u64,
+    closed_idle: u64,
+    failed: u64,
+    cut: u64,
+    bytes_in: u64,
+    bytes_out: u64,
+}
+
+fn report(server: &Millpond) -> Report {
+    let log = server.log();
+    let line = log.lines().last().expect("a log");
+    let number = |before: &str, after: &str| -> u64 {
+        let start = line.find(before).unwrap_or_else(|| panic!("no {before:?} in {line}")) + before.len();
+        let end = line[start..].find(after).unwrap_or_else(|| panic!("no {after:?} in {line}")) + start;
+        line[start..end].rsplit(' ').next().expect("a number").parse().expect("a number")
+    };
+    Report {
+        in_drain: number(" ", " connections at the drain"),
+        served: number("drain: ", " served"),
+        closed_idle: number("end, ", " closed idle"),
+        failed: number("idle, ", " failed"),
+        cut: number("failed, ", " cut"),
+        bytes_in: number("connections, ", " bytes in"),
+        bytes_out: number("and ", " bytes out"),
+    }
+}
+
+#[test]
+fn a_signal_in_the_middle_loses_no_byte_of_any_client() {
+    let mut server = Millpond::start(&[]);
+    let guard = Guard::over(server.metrics);
+    let load = Load { address: server.echo, clients: 500, bytes: 8 * MIB, message: 1..=32 * 1024, seed: 3 };
+    let mut seen = None;
+    load.run_with(|slowest| {
+        if seen.is_none() && slowest > MIB {
+            server.signal(Signal::INT);
+            eventually("draining", || {
+                (server.scrape().get("phase{phase=\"draining\"}") == 1.0).then_some(())
+            });
+            let ready = server.get("/readyz");
+            assert_eq!((ready.code, ready.body.as_str()), (503, "draining\n"));
+            seen = Some(server.scrape());
+        }
+    })
+    .expect("every byte of every client comes back");
+    assert_eq!(server.wait().code(), Some(0));
+    guard.finish();
+
+    let scrape = seen.expect("a scrape in the drain");
+    let started = scrape.get("drain_started_timestamp_seconds");
+    assert!(started > 1.6e9 && scrape.get("drain_deadline_timestamp_seconds") - started == 30.0);
+    let report = report(&server);
+    let bytes = 500 * 8 * MIB as u64;
+    assert_eq!((report.bytes_in, report.bytes_out), (bytes, bytes), "{}", server.log());
+    assert_eq!(report.cut, 0);
+    assert_eq!(report.in_drain, report.served + report.closed_idle);
+    assert!(report.in_drain > 400, "{report:?}: the signal came when most were done");
+}
+
+#[test]
+fn idle_clients_are_told_the_end_one_after_another() {
+    let mut server = Millpond::start(&[]);
+    let mut clients: Vec<TcpStream> = (0..300).map(|_| server.connect()).collect();
+    clients.iter_mut().for_each(|client| ping(client, b"hello"));
+    let start = Instant::now();
+    server.signal(Signal::TERM);
+    let ends: Vec<_> = clients
+        .into_iter()
+        .map(|mut client| {
+            thread::spawn(move || {
+                assert_eq!(client.read(&mut [0]).expect("the end, and no reset"), 0);
+                start.elapsed()
+            })
+        })
+        .collect();
+    let mut ends: Vec<Duration> = ends.into_iter().map(|end| end.join().expect("a clean end")).collect();
+    assert_eq!(server.wait().code(), Some(0));
+    ends.sort();
+    let spread = ends[299] - ends[0];
+    assert!(spread > Duration::from_millis(250), "all 300 within {spread:?}");
+    assert_eq!(report(&server).closed_idle, 300);
+}
+
+#[test]
+fn a_client_that_never_finishes_is_cut_at_the_deadline() {
+    let mut server = Millpond::start(&["--drain-timeout", "1s"]);
+    let mut client = server.connect();
+    ping(&mut client, b"hello");
+    let start = Instant::now();
+    server.signal(Signal::INT);
+    // Never silent for long enough to be idle.
+    while client.write_all(b"more").and_then(|()| client.read_exact(&mut [0; 4])).is_ok() {
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(server.wait().code(), Some(3));
+    assert!(start.elapsed() >= Duration::from_secs(1), "cut before the deadline");
+    assert_eq!((report(&server).cut, report(&server).served), (1, 0));
+}
+
+#[test]
+fn a_worker_stuck_in_its_service_does_not_hold_up_the_exit() {
+    let mut server = Millpond::start(&["--work", "1h", "--drain-timeout", "300ms", "--workers", "2"]);
+    let mut clients: Vec<TcpStream> = (0..5).map(|_| server.connect()).collect();
+    clients.iter_mut().for_each(|client| client.write_all(b"stuck").expect("sent"));
+    eventually("two stuck, three queued", || (server.scrape().connections("queued") == 3.0).then_some(()));
+    let start = Instant::now();
+    assert_eq!(server.drain(), Some(3));
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    assert_eq!(report(&server).cut, 5);
+}
+
+#[test]
+fn a_second_signal_abandons_at_once() {
+    let mut server = Millpond::start(&["--work", "1h", "--drain-timeout", "1h"]);
+    server.connect().write_all(b"stuck").expect("sent");
+    eventually("stuck", || (server.scrape().pool("workers_busy") == 1.0).then_some(()));
+    server.signal(Signal::INT);
+    eventually("draining", || server.log().contains("a second one abandons").then_some(()));
+    assert!(!server.has_exited());
+    let start = Instant::now();
+    server.signal(Signal::INT);
+    assert_eq!(server.wait().code(), Some(130));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(server.log().lines().last().is_some_and(|line| line.contains("abandoned")), "{}", server.log());
+}
+
+#[test]
+fn clients_in_the_backlog_at_the_signal_are_served() {
+    let mut server = Millpond::start(&["--max-connections", "2"]);
+    let mut inside: Vec<TcpStream> = (0..2).map(|_| server.connect()).collect();
+    inside.iter_mut().for_each(|client| ping(client, b"hello"));
+    let mut waiting: Vec<TcpStream> = (0..20).map(|_| server.connect()).collect();
+    for (number, client) in waiting.iter_mut().enumerate() {
+        client.write_all(&[number as u8; 1000]).expect("the kernel takes it");
+    }
+    server.signal(Signal::INT);
+    eventually("draining", || (server.get("/readyz").code == 503).then_some(()));
+    for (number, client) in waiting.iter_mut().enumerate() {
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).expect("the end, and no reset");
+        assert_eq!(answer, [number as u8; 1000]);
+    }
+    assert_eq!(server.wait().code(), Some(0));
+    let report = report(&server);
+    assert_eq!((report.in_drain, report.cut, report.bytes_in, report.bytes_out), (22, 0, 20_010, 20_010));
+}
+
+#[test]
+fn newcomers_still_in_the_backlog_at_the_deadline_are_counted() {
+    let mut server = Millpond::start(&["--max-connections", "1", "--work", "1h", "--drain-timeout", "500ms"]);
+    let mut inside = server.connect();
+    inside.write_all(b"stuck").expect("sent");
+    eventually("stuck", || (server.scrape().pool("workers_busy") == 1.0).then_some(()));
+    let _waiting: Vec<TcpStream> = (0..4).map(|_| server.connect()).collect();
+    assert_eq!(server.drain(), Some(3));
+    assert_eq!(report(&server).cut, 5, "{}", server.log());
+}
+
+#[test]
+fn a_lame_duck_still_accepts_and_says_it_is_not_ready() {
+    let mut server = Millpond::start(&["--lame-duck", "1s"]);
+    let start = Instant::now();
+    server.signal(Signal::HUP);
+    eventually("lame", || (server.get("/readyz").body == "lame_duck\n").then_some(()));
+    assert_eq!(server.get("/healthz").code, 200);
+    assert_eq!(server.scrape().get("phase{phase=\"lame_duck\"}"), 1.0);
+    ping(&mut server.connect(), b"still accepted");
+    assert_eq!(server.wait().code(), Some(0));
+    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+}
+
+#[test]
+fn a_drain_timeout_of_zero_cuts_at_once() {
+    let mut server = Millpond::start(&["--drain-timeout", "0s"]);
+    let mut client = server.connect();
+    ping(&mut client, b"hello");
+    assert_eq!(server.drain(), Some(3));
+    assert_eq!(report(&server).cut, 1);
+}
+
+#[test]
+fn a_drain_with_nobody_there_is_over_at_once() {
+    let mut server = Millpond::start(&[]);
+    let start = Instant::now();
+    assert_eq!(server.drain(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    let nothing =
+        Report { in_drain: 0, served: 0, closed_idle: 0, failed: 0, cut: 0, bytes_in: 0, bytes_out: 0 };
+    assert_eq!(report(&server), nothing);
+}
+
+#[test]
+fn an_ignored_sigint_is_caught_all_the_same() {
+    // What a shell without job control does to a program started with `&`.
+    let mut command = Command::new("sh");
+    let program = env!("CARGO_BIN_EXE_millpond");
+    command.args(["-c", "trap '' INT HUP; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0", program]);
+    let mut server = Millpond::spawn(&mut command);
+    assert_eq!(server.drain(), Some(0));
+}
+
+#[test]
+fn a_slow_reader_gets_all_of_its_answer_in_the_drain() {
+    let mut server = Millpond::start(&[]);
+    let mut client = server.connect();
+    // More than the kernel's buffers hold, so that some of it waits in the server.
+    let message: Vec<u8> = (0..16 * MIB).map(|at| (at % 253) as u8).collect();
+    let mut writer = client.try_clone().expect("a clone");
+    let sent = message.clone();
+    let writing = thread::spawn(move || writer.write_all(&sent));
+    eventually("blocked", || {
+        let received = server.scrape().get("received_bytes_total");
+        thread::sleep(Duration::from_millis(200));
+        (received > 0.0 && server.scrape().get("received_bytes_total") == received).then_some(())
+    });
+    server.signal(Signal::INT);
+    eventually("draining", || (server.get("/readyz").code == 503).then_some(()));
+    let mut answer = vec![0; message.len()];
+    for piece in answer.chunks_mut(MIB) {
+        // Silent for longer than an idle client may be, while output waits for it.
+        thread::sleep(Duration::from_millis(100));
+        client.read_exact(piece).expect("it comes back");
+    }
+    writing.join().expect("the writer").expect("all of it is taken");
+    assert!(answer == message);
+    drop(client);
+    assert_eq!(server.wait().code(), Some(0));
+    assert_eq!(report(&server).bytes_out, message.len() as u64);
+}
+
+#[test]
+fn silent_clients_are_closed_as_idle_although_every_worker_is_stuck() {
+    let mut server = Millpond::start(&["--workers", "1", "--work", "1h", "--drain-timeout", "2s"]);
+    let mut stuck = server.connect();
+    stuck.write_all(b"stuck").expect("sent");
+    let silent: Vec<TcpStream> = (0..5).map(|_| server.connect()).collect();
+    let scrape = eventually("all in", || {
+        Some(server.scrape()).filter(|now| now.get("connections_accepted_total") == 6.0)
+    });
+    let states = ["idle", "queued", "active"].map(|state| scrape.connections(state));
+    assert_eq!((states, scrape.pool("queue_depth")), ([5.0, 0.0, 1.0], 0.0), "silence makes no job");
+    server.signal(Signal::INT);
+    for mut client in silent {
+        assert_eq!(client.read(&mut [0]).expect("the end, and no reset"), 0);
+    }
+    assert_eq!(server.wait().code(), Some(3));
+    assert_eq!((report(&server).closed_idle, report(&server).cut), (5, 1));
+}
+
+#[test]
+fn output_that_a_client_never_takes_makes_the_drain_unclean() {
+    let mut server = Millpond::start(&["--write-timeout", "500ms"]);
+    let client = server.connect();
+    client.set_nonblocking(true).expect("a socket option");
+    let junk = vec![1; MIB];
+    eventually("blocked", || {
+        while (&client).write(&junk).is_ok() {}
+        let scrape = server.scrape();
+        (scrape.get("received_bytes_total") > scrape.get("sent_bytes_total")).then_some(())
+    });
+    assert_eq!(server.drain(), Some(3));
+    let report = report(&server);
+    assert_eq!((report.served, report.cut), (0, 1), "{}", server.log());
+    assert!(report.bytes_in > report.bytes_out);
+}
+
+#[test]
+fn a_client_that_has_had_everything_is_not_counted_as_cut() {
+    // It is told the end and does not answer it: the deadline comes while the server lingers.
+    let mut server = Millpond::start(&["--drain-timeout", "600ms"]);
+    let mut client = server.connect();
+    ping(&mut client, b"hello");
+    assert_eq!(server.drain(), Some(0));
+    assert_eq!((report(&server).closed_idle, report(&server).cut), (1, 0));
+}
+
+#[test]
+fn nobody_gets_in_after_the_signal_while_the_backlog_waits_for_room() {
+    let mut server = Millpond::start(&["--max-connections", "1"]);
+    let mut inside = server.connect();
+    ping(&mut inside, b"hello");
+    let mut waiting = server.connect();
+    waiting.write_all(b"served").expect("the kernel takes it");
+    server.signal(Signal::INT);
+    let (start, echo) = (Instant::now(), server.echo);
+    let late = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(600).saturating_sub(start.elapsed()));
+        TcpStream::connect_timeout(&echo, Duration::from_millis(300))
+    });
+    // Never silent for long enough to be idle.
+    while !late.is_finished() {
+        ping(&mut inside, b"busy");
+        thread::sleep(Duration::from_millis(20));
+    }
+    late.join().expect("the newcomer").expect_err("nobody is let in any more");
+    drop(inside);
+    waiting.read_exact(&mut [0; 6]).expect("who stood in the backlog is served");
+    drop(waiting);
+    assert_eq!(server.wait().code(), Some(0));
+    assert_eq!((report(&server).in_drain, report(&server).cut), (2, 0));
+}

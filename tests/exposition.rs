@@ -1,0 +1,336 @@
+//! The side HTTP endpoint: what it answers, and that nothing done to it harms it.
+
+mod common;
+
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{Millpond, Response, connect, eventually, http, ping, try_http};
+
+/// What an unharmed endpoint needs for a scrape, on a machine that is busy with other tests.
+const PROMPT: Duration = Duration::from_secs(1);
+
+#[test]
+fn every_path_and_method_has_its_answer() {
+    let server = Millpond::start(&[]);
+    for (request, code) in [
+        ("GET /metrics HTTP/1.1", 200),
+        ("GET /metrics?a=b HTTP/1.1", 200),
+        ("GET /metrics HTTP/1.0", 200),
+        ("HEAD /metrics HTTP/1.1", 200),
+        ("GET http://somewhere/healthz HTTP/1.1", 200),
+        ("GET /readyz HTTP/1.1", 200),
+        ("POST /metrics HTTP/1.1", 405),
+        ("DELETE /readyz HTTP/1.1", 405),
+        ("GET /metricsx HTTP/1.1", 404),
+        ("GET /../etc/passwd HTTP/1.1", 404),
+        ("POST /nowhere HTTP/1.1", 404),
+        ("GET /metrics HTTP/2.0", 505),
+        ("GET /metrics", 400),
+        ("\u{1}\u{2}\u{3}", 400),
+    ] {
+        let answer = http(server.metrics, format!("{request}\r\nHost: test\r\n\r\n"));
+        assert_eq!(answer.code, code, "{request}");
+        assert!(answer.head.starts_with("HTTP/1.0 "), "{}", answer.head);
+        let length: usize = answer.header("Content-Length").expect("a length").parse().expect("a number");
+        if request.starts_with("HEAD") {
+            assert!(answer.body.is_empty() && length > 1000);
+        } else {
+            assert_eq!(answer.body.len(), length, "{request}");
+        }
+    }
+    let answer = server.get("/metrics");
+    assert_eq!(answer.header("Content-Type"), Some("text/plain; version=0.0.4; charset=utf-8"));
+    let refusal = http(server.metrics, "PUT /metrics HTTP/1.1\r\n\r\n");
+    assert_eq!(refusal.header("Allow"), Some("GET, HEAD"));
+    let scrape = server.scrape();
+    assert_eq!(scrape.get("http_requests_total{code=\"404\",path=\"other\"}"), 3.0);
+    assert_eq!(scrape.get("http_requests_total{code=\"405\",path=\"/metrics\"}"), 2.0);
+}
+
+#[test]
+fn the_first_scrape_has_every_series_at_its_start() {
+    let server = Millpond::start(&["--workers", "3", "--max-connections", "7"]);
+    let text = server.get("/metrics").body;
+    let mut found = String::new();
+    for line in text.lines().filter(|line| !line.contains("process_")) {
+        // The scrape itself is a job of the http pool, and takes its time; the revision is that of the build.
+        let timed = line.contains("pool=\"http\"") && line.contains("_seconds");
+        match line.rsplit_once(' ') {
+            Some((series, _)) if timed && !line.starts_with('#') => writeln!(found, "{series} *"),
+            _ => match line
+                .split_once("revision=\"")
+                .and_then(|(start, rest)| Some((start, rest.split_once('"')?)))
+            {
+                Some((start, (_, end))) => writeln!(found, "{start}revision=\"*\"{end}"),
+                None => writeln!(found, "{line}"),
+            },
+        }
+        .expect("writing to memory");
+    }
+    let golden = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/metrics.txt");
+    if std::env::var_os("MILLPOND_WRITE_GOLDEN").is_some() {
+        std::fs::write(golden, &found).expect("the golden file can be written");
+    }
+    let expected = std::fs::read_to_string(golden).expect("the golden file");
+    for (number, (found, expected)) in found.lines().zip(expected.lines()).enumerate() {
+        assert_eq!(found, expected, "line {} of tests/golden/metrics.txt", number + 1);
+    }
+    assert_eq!(found.lines().count(), expected.lines().count());
+}
+
+#[test]
+fn it_answers_while_every_worker_is_stuck() {
+    let server = Millpond::start(&["--workers", "2", "--work", "1h"]);
+    let mut clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
+    clients.iter_mut().for_each(|client| client.write_all(b"stuck").expect("sent"));
+    eventually("48 wait", || (server.scrape().pool("queue_depth") == 48.0).then_some(()));
+    let (first, start) = (server.scrape(), Instant::now());
+    thread::sleep(Duration::from_millis(300));
+    let (second, elapsed) = (server.scrape(), start.elapsed().as_secs_f64());
+    // Nothing ends, and time spent and ages rise all the same.
+    for (gauge, times) in
+        [("queue_oldest_age_seconds", 1.0), ("longest_running_seconds", 1.0), ("busy_seconds_total", 2.0)]
+    {
+        let rise = second.pool(gauge) - first.pool(gauge);
+        assert!((0.25 * times..=elapsed * times * 1.5).contains(&rise), "{gauge} rose {rise} in {elapsed} s");
+    }
+    assert_eq!(server.get("/healthz").code, 200, "busy workers are not a stuck reactor");
+    assert_eq!(second.broken_law(), None);
+}
+
+/// An endpoint under attack: when an attack is over, it scrapes clean, and has no thread and no descriptor
+/// more than before.
+struct Target {
+    server: Millpond,
+    threads: u64,
+    files: usize,
+}
+
+impl Target {
+    fn new() -> Self {
+        let server = Millpond::start(&["--workers", "2"]);
+        server.scrape();
+        let (threads, files) = settled(&server);
+        Target { server, threads, files }
+    }
+
+    /// A scrape that comes in time, while the attack is on.
+    fn scrape_in_time(&self) {
+        let start = Instant::now();
+        assert_eq!(self.server.get("/metrics").code, 200);
+        assert!(start.elapsed() < PROMPT, "a scrape took {:?}", start.elapsed());
+    }
+
+    fn unharmed(mut self) {
+        self.scrape_in_time();
+        assert_eq!(self.server.scrape().broken_law(), None);
+        eventually("no thread or descriptor is left over", || {
+            ((self.server.threads(), self.server.open_files()) == (self.threads, self.files)).then_some(())
+        });
+        ping(&mut self.server.connect(), b"the echo is unharmed");
+        assert_eq!(self.server.drain(), Some(0));
+        assert!(!self.server.log().contains("panic"), "{}", self.server.log());
+    }
+}
+
+/// Threads and descriptors once the last scrape's connection is closed.
+fn settled(server: &Millpond) -> (u64, usize) {
+    let mut last = (server.threads(), server.open_files());
+    eventually("quiet", || {
+        thread::sleep(Duration::from_millis(50));
+        let now = (server.threads(), server.open_files());
+        (std::mem::replace(&mut last, now) == now).then_some(now)
+    })
+}
+
+#[test]
+fn absurd_lengths_are_never_believed() {
+    let target = Target::new();
+    for length in ["100000000000000", "18446744073709551615", "99999999999999999999999", "-1", "x", "2000"] {
+        for method in ["GET", "POST"] {
+            let head = format!("{method} /metrics HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
+            let answer = http(target.server.metrics, head);
+            assert_eq!(answer.code, if method == "GET" { 200 } else { 405 });
+        }
+    }
+    let answer = http(
+        target.server.metrics,
+        "GET /metrics HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nffffffff\r\n",
+    );
+    assert_eq!(answer.code, 200);
+    target.unharmed();
+}
+
+#[test]
+fn a_body_that_never_comes_holds_up_nobody() {
+    let target = Target::new();
+    let waiting: Vec<TcpStream> = (0..40)
+        .map(|_| {
+            let mut stream = connect(target.server.metrics);
+            // It may be closed for a newcomer before it has said anything.
+            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nContent-Length: 2000\r\n\r\n");
+            stream
+        })
+        .collect();
+    target.scrape_in_time();
+    drop(waiting);
+    target.unharmed();
+}
+
+#[test]
+fn an_answer_is_whole_although_a_body_follows_the_head() {
+    let target = Target::new();
+    let body = vec![b'x'; 100_000];
+    let request = [b"POST /metrics HTTP/1.1\r\nContent-Length: 100000\r\n\r\n".as_slice(), &body].concat();
+    for _ in 0..20 {
+        assert_eq!(http(target.server.metrics, &request).code, 405);
+    }
+    target.unharmed();
+}
+
+#[test]
+fn unknown_versions_leave_nothing_behind() {
+    let target = Target::new();
+    for _ in 0..50 {
+        assert_eq!(http(target.server.metrics, "GET / HTTP/2.0\r\n\r\n").code, 505);
+        assert_eq!(http(target.server.metrics, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").code, 505);
+    }
+    target.unharmed();
+}
+
+#[test]
+fn a_reset_after_the_request_is_survived() {
+    let target = Target::new();
+    for _ in 0..200 {
+        let mut stream = connect(target.server.metrics);
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("sent");
+        let socket = socket2::Socket::from(stream);
+        socket.set_linger(Some(Duration::ZERO)).expect("a socket option");
+    }
+    target.unharmed();
+}
+
+#[test]
+fn five_hundred_silent_connections_keep_no_scrape_out() {
+    let target = Target::new();
+    let silent: Vec<TcpStream> = (0..500).map(|_| connect(target.server.metrics)).collect();
+    for _ in 0..10 {
+        target.scrape_in_time();
+    }
+    assert!(target.server.open_files() <= target.files + 16, "more connections than the bound");
+    assert_eq!(target.server.threads(), target.threads);
+    drop(silent);
+    target.unharmed();
+}
+
+#[test]
+fn dripping_heads_are_cut_off_and_keep_no_scrape_out() {
+    let target = Target::new();
+    let mut dripping: Vec<TcpStream> = (0..16).map(|_| connect(target.server.metrics)).collect();
+    let start = Instant::now();
+    let mut cut = 0;
+    while cut < 16 {
+        // Its read finds the end, its write fails, or nothing happens yet.
+        dripping.retain_mut(|stream| {
+            let dead = stream.write_all(b"G").is_err() || {
+                stream.set_nonblocking(true).expect("a socket option");
+                let end = matches!(stream.read(&mut [0]), Ok(0));
+                let reset = stream.take_error().is_ok_and(|error| error.is_some());
+                stream.set_nonblocking(false).expect("a socket option");
+                end || reset
+            };
+            cut += usize::from(dead);
+            !dead
+        });
+        target.scrape_in_time();
+        assert!(start.elapsed() < Duration::from_secs(20), "{cut} of 16 cut off");
+        thread::sleep(Duration::from_millis(20));
+    }
+    target.unharmed();
+}
+
+#[test]
+fn heads_without_end_are_turned_down() {
+    let target = Target::new();
+    for start in ["GET /metrics HTTP/1.1\r\nX: ", "", "GET /"] {
+        let mut request = start.as_bytes().to_vec();
+        request.extend(std::iter::repeat_n(b'a', 1024 * 1024));
+        let answer: std::io::Result<Response> = try_http(target.server.metrics, request);
+        assert_eq!(answer.expect("an answer, and no reset").code, 431);
+    }
+    let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(1000));
+    assert_eq!(http(target.server.metrics, many).code, 431);
+    target.unharmed();
+}
+
+#[test]
+fn a_pipeline_gets_one_answer() {
+    let target = Target::new();
+    let answer = http(target.server.metrics, "GET /readyz HTTP/1.1\r\n\r\n".repeat(100));
+    assert_eq!((answer.code, answer.body.as_str()), (200, "ok\n"));
+    target.unharmed();
+}
+
+#[test]
+fn readers_that_never_read_keep_no_scrape_out() {
+    let target = Target::new();
+    let lazy: Vec<TcpStream> = (0..40)
+        .map(|_| {
+            let mut stream = connect(target.server.metrics);
+            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n");
+            stream
+        })
+        .collect();
+    for _ in 0..5 {
+        target.scrape_in_time();
+    }
+    drop(lazy);
+    target.unharmed();
+}
+
+#[test]
+fn half_closed_and_empty_connections_leave_nothing_behind() {
+    let target = Target::new();
+    for _ in 0..100 {
+        let mut stream = connect(target.server.metrics);
+        stream.write_all(b"GET /re").expect("sent");
+        stream.shutdown(Shutdown::Write).expect("a shutdown");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the end");
+        assert!(answer.is_empty());
+    }
+    target.unharmed();
+}
+
+#[test]
+fn the_end_does_not_wait_for_attackers() {
+    let mut server = Millpond::start(&[]);
+    let mut attackers: Vec<TcpStream> = (0..200).map(|_| connect(server.metrics)).collect();
+    for attacker in &mut attackers {
+        let _ = attacker.write_all(b"GET /");
+    }
+    let start = Instant::now();
+    assert_eq!(server.drain(), Some(0));
+    assert!(start.elapsed() < Duration::from_secs(3), "{:?}", start.elapsed());
+}
+
+#[test]
+fn no_connection_outlives_its_three_seconds() {
+    let server = Millpond::start(&[]);
+    let start = Instant::now();
+    let mut late = connect(server.metrics);
+    late.write_all(b"GET /readyz HTTP/1.1\r\n").expect("sent");
+    thread::sleep(Duration::from_millis(2700));
+    late.write_all(b"\r\n").expect("sent");
+    let mut answer = String::new();
+    late.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.ends_with("ok\n"), "{answer}");
+    // Its end is not answered. The scrape that looks is one connection, and one job that runs.
+    let idle = server.open_files();
+    eventually("closed", || (server.open_files() < idle).then_some(()));
+    assert!(start.elapsed() < Duration::from_millis(3400), "open for {:?}", start.elapsed());
+}

@@ -1,0 +1,541 @@
+//! What the server promises its clients, on the wire.
+
+mod common;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::clients::Load;
+use common::scrape::{Guard, Scrape};
+use common::{Millpond, connect, eventually, ping};
+use millpond::{Echo, Exposition, Next, Running, Server, Service};
+use prometheus::Registry;
+
+const MIB: usize = 1024 * 1024;
+
+#[test]
+fn a_thousand_silent_clients_hold_no_worker() {
+    let server = Millpond::start(&["--workers", "128"]);
+    let silent: Vec<TcpStream> = (0..1000).map(|_| server.connect()).collect();
+    eventually("a thousand idle connections", || {
+        (server.scrape().connections("idle") == 1000.0).then_some(())
+    });
+    let best = (0..5)
+        .map(|_| {
+            let start = Instant::now();
+            ping(&mut server.connect(), b"hello");
+            start.elapsed()
+        })
+        .min();
+    // The least of five, because the machine that runs this may be busy with anything.
+    assert!(best < Some(Duration::from_millis(50)), "{best:?}");
+    drop(silent);
+    eventually("they are all counted as gone", || (server.scrape().closed("client") == 1005.0).then_some(()));
+    assert_eq!(server.scrape().broken_law(), None);
+}
+
+#[test]
+fn eight_workers_serve_two_thousand_clients_at_once() {
+    let server = Millpond::start(&["--workers", "8"]);
+    let guard = Guard::over(server.metrics);
+    let load = Load { address: server.echo, clients: 2000, bytes: 20_000, message: 1..=5000, seed: 1 };
+    load.run().expect("every byte of every client comes back");
+    guard.finish();
+    let scrape =
+        eventually("all closed", || Some(server.scrape()).filter(|now| now.closed("client") == 2000.0));
+    assert_eq!(scrape.get("received_bytes_total"), 2000.0 * 20_000.0);
+    assert_eq!(scrape.get("sent_bytes_total"), 2000.0 * 20_000.0);
+}
+
+#[test]
+fn large_messages_come_back_whole_in_bounded_memory() {
+    let server = Millpond::start(&[]);
+    let guard = Guard::over(server.metrics);
+    let load = Load { address: server.echo, clients: 64, bytes: 64 * MIB, message: 1..=MIB, seed: 2 };
+    let mut peak = 0;
+    load.run_with(|_| peak = peak.max(server.resident_mib())).expect("every byte comes back");
+    guard.finish();
+    assert!(peak < 100, "{peak} MiB resident");
+}
+
+#[test]
+fn clients_that_never_read_are_bounded_and_closed_and_harm_nobody() {
+    let server = Millpond::start(&["--workers", "4", "--write-timeout", "2s"]);
+    let guard = Guard::over(server.metrics);
+    // Each sends until nothing more is taken: our buffers, the kernel's, and what the server keeps are then
+    // full.
+    let junk = vec![7; 64 * 1024];
+    let mut offenders: Vec<TcpStream> = (0..200).map(|_| server.connect()).collect();
+    for offender in &offenders {
+        offender.set_nonblocking(true).expect("a socket option");
+    }
+    let mut peak = 0;
+    let mut others = server.connect();
+    let start = Instant::now();
+    while server.scrape().closed("write_timeout") < 200.0 {
+        for offender in &mut offenders {
+            let _ = offender.write(&junk);
+        }
+        ping(&mut others, b"still served");
+        peak = peak.max(server.resident_mib());
+        assert!(start.elapsed() < common::PATIENCE, "{} closed", server.scrape().closed("write_timeout"));
+    }
+    assert!(start.elapsed() > Duration::from_secs(2), "closed before the timeout");
+    // 64 KiB kept for each is 13 MiB; the README says so.
+    assert!(peak < 40, "{peak} MiB resident");
+    guard.finish();
+}
+
+#[test]
+fn saturation_is_what_arithmetic_says() {
+    let server = Millpond::start(&["--workers", "4", "--work", "50ms"]);
+    let guard = Guard::over(server.metrics);
+    let (address, before, after) = (server.echo, Duration::from_secs(1), Duration::from_secs(2));
+    let start = Instant::now();
+    let clients: Vec<_> = (0..40)
+        .map(|_| {
+            thread::spawn(move || {
+                let mut stream = connect(address);
+                while start.elapsed() < before + after {
+                    ping(&mut stream, b"work");
+                }
+            })
+        })
+        .collect();
+    thread::sleep(before.saturating_sub(start.elapsed()));
+    let (first, first_at) = (server.scrape(), Instant::now());
+    let mut depths = Vec::new();
+    let mut ages = Vec::new();
+    let mut busy = Vec::new();
+    while start.elapsed() < before + after - Duration::from_millis(200) {
+        let scrape = server.scrape();
+        depths.push(scrape.pool("queue_depth"));
+        ages.push(scrape.pool("queue_oldest_age_seconds"));
+        busy.push(scrape.pool("workers_busy"));
+        thread::sleep(Duration::from_millis(20));
+    }
+    let (last, elapsed) = (server.scrape(), first_at.elapsed().as_secs_f64());
+    for client in clients {
+        client.join().expect("every client is served");
+    }
+    let slowest = guard.finish().slowest;
+
+    let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
+    let rise = |name: &str| last.pool(name) - first.pool(name);
+    // 4 of 40 are with a worker. The others stand in the queue, but for the moment between an answer and the
+    // next message.
+    assert!((30.0..=36.0).contains(&mean(&depths)), "depth {depths:?}");
+    assert!(mean(&busy) > 3.8, "busy {busy:?}");
+    // 36 before it, 4 at a time, 50 ms each: 450 ms; sleeps run a little over.
+    let wait = rise("queue_wait_seconds_sum") / rise("queue_wait_seconds_count");
+    assert!((0.40..0.60).contains(&wait), "waited {wait} s");
+    assert!((0.35..0.60).contains(&mean(&ages)), "oldest {ages:?}");
+    let utilization = rise("busy_seconds_total") / elapsed / 4.0;
+    assert!((0.95..1.02).contains(&utilization), "utilization {utilization}");
+    let latency = last.get("echo_latency_seconds_sum") / last.get("echo_latency_seconds_count");
+    assert!((0.40..0.65).contains(&latency), "latency {latency} s");
+    assert!(slowest < Duration::from_millis(100), "a scrape took {slowest:?}");
+}
+
+#[test]
+fn a_silent_connection_is_closed_after_the_idle_timeout_and_not_before() {
+    let server = Millpond::start(&["--idle-timeout", "1s"]);
+    let start = Instant::now();
+    let mut stream = server.connect();
+    for _ in 0..3 {
+        thread::sleep(Duration::from_millis(600));
+        ping(&mut stream, b"still here");
+    }
+    let spoke = Instant::now();
+    let mut end = [0];
+    assert_eq!(stream.read(&mut end).expect("the end, and no reset"), 0);
+    assert!(spoke.elapsed() > Duration::from_millis(900), "closed {:?} after it spoke", spoke.elapsed());
+    assert!(start.elapsed() > Duration::from_millis(2700));
+    drop(stream);
+    eventually("counted", || (server.scrape().closed("idle_timeout") == 1.0).then_some(()));
+}
+
+#[test]
+fn an_idle_timeout_of_zero_is_none() {
+    let server = Millpond::start(&["--idle-timeout", "0", "--write-timeout", "100ms"]);
+    let mut stream = server.connect();
+    thread::sleep(Duration::from_millis(500));
+    ping(&mut stream, b"still here");
+}
+
+#[test]
+fn a_half_closed_client_gets_everything_it_sent() {
+    let server = Millpond::start(&["--workers", "2"]);
+    let message: Vec<u8> = (0..3 * MIB).map(|at| (at % 251) as u8).collect();
+    let mut stream = server.connect();
+    let mut reader = stream.try_clone().expect("a clone");
+    let all = thread::spawn(move || {
+        let mut all = Vec::new();
+        reader.read_to_end(&mut all).map(|_| all)
+    });
+    stream.write_all(&message).expect("it is taken");
+    stream.shutdown(std::net::Shutdown::Write).expect("a shutdown");
+    let all = all.join().expect("the reader").expect("the end, and no reset");
+    assert!(all == message, "{} of {} bytes", all.len(), message.len());
+}
+
+#[test]
+fn a_client_that_resets_is_counted_as_an_error() {
+    let server = Millpond::start(&[]);
+    let mut stream = server.connect();
+    ping(&mut stream, b"hello");
+    let socket = socket2::Socket::from(stream);
+    socket.set_linger(Some(Duration::ZERO)).expect("a socket option");
+    drop(socket);
+    eventually("counted", || (server.scrape().closed("error") == 1.0).then_some(()));
+}
+
+#[test]
+fn at_the_limit_newcomers_wait_and_are_served_when_there_is_room() {
+    let server = Millpond::start(&["--max-connections", "3"]);
+    let mut inside: Vec<TcpStream> = (0..3).map(|_| server.connect()).collect();
+    inside.iter_mut().for_each(|stream| ping(stream, b"in"));
+    let mut waiting = server.connect();
+    waiting.write_all(b"let me in").expect("the kernel takes it");
+    eventually("not ready", || (server.get("/readyz").code == 503).then_some(()));
+    assert!(server.get("/readyz").body.contains("limit of 3 connections"));
+    let scrape = server.scrape();
+    assert_eq!(scrape.sum("connections", "state="), 3.0);
+    assert_eq!(scrape.sum("connections_rejected_total", "reason="), 0.0);
+    waiting.set_read_timeout(Some(Duration::from_millis(200))).expect("a socket option");
+    assert!(waiting.read(&mut [0; 9]).is_err(), "served over the limit");
+    inside.pop();
+    waiting.set_read_timeout(Some(common::PATIENCE)).expect("a socket option");
+    let mut answer = [0; 9];
+    waiting.read_exact(&mut answer).expect("there is room now");
+    drop(inside);
+    eventually("ready again", || (server.get("/readyz").code == 200).then_some(()));
+}
+
+#[test]
+fn at_the_limit_newcomers_are_refused_when_asked_for() {
+    let server = Millpond::start(&["--max-connections", "3", "--overload", "reject"]);
+    let mut inside: Vec<TcpStream> = (0..3).map(|_| server.connect()).collect();
+    inside.iter_mut().for_each(|stream| ping(stream, b"in"));
+    for _ in 0..5 {
+        assert_eq!(server.connect().read(&mut [0]).expect("closed"), 0);
+    }
+    let rejected = r#"connections_rejected_total{reason="limit"}"#;
+    let scrape = eventually("counted", || Some(server.scrape()).filter(|now| now.get(rejected) == 5.0));
+    assert_eq!(scrape.get("connections_accepted_total"), 3.0);
+    inside.iter_mut().for_each(|stream| ping(stream, b"unharmed"));
+    drop(inside);
+    eventually("gone", || (server.scrape().closed("client") == 3.0).then_some(()));
+    ping(&mut server.connect(), b"room again");
+}
+
+/// One worker, held for a second by each message: the second message waits longer than 100 ms.
+fn overloaded(policy: &str) -> (Millpond, Vec<TcpStream>) {
+    let server = Millpond::start(&[
+        "--workers",
+        "1",
+        "--work",
+        "1s",
+        "--max-queue-wait",
+        "100ms",
+        "--overload",
+        policy,
+    ]);
+    let mut inside: Vec<TcpStream> = (0..3).map(|_| server.connect()).collect();
+    eventually("all in", || (server.scrape().connections("idle") == 3.0).then_some(()));
+    for stream in &mut inside {
+        stream.write_all(b"work").expect("sent");
+    }
+    let answer = eventually("overloaded", || Some(server.get("/readyz")).filter(|answer| answer.code == 503));
+    assert!(answer.body.contains("overloaded"), "{}", answer.body);
+    (server, inside)
+}
+
+#[test]
+fn an_old_queue_turns_newcomers_away_when_asked_for() {
+    let (server, inside) = overloaded("reject");
+    assert_eq!(server.connect().read(&mut [0]).expect("closed"), 0);
+    let rejected = r#"connections_rejected_total{reason="overload"}"#;
+    eventually("counted", || (server.scrape().get(rejected) == 1.0).then_some(()));
+    for mut stream in inside {
+        stream.read_exact(&mut [0; 4]).expect("those inside are served");
+    }
+    eventually("ready again", || (server.get("/readyz").code == 200).then_some(()));
+}
+
+#[test]
+fn an_old_queue_keeps_newcomers_waiting_until_it_is_young() {
+    let (server, inside) = overloaded("wait");
+    let mut newcomer = server.connect();
+    newcomer.write_all(b"work").expect("the kernel takes it");
+    assert_eq!(server.scrape().get("connections_accepted_total"), 3.0);
+    newcomer.read_exact(&mut [0; 4]).expect("served in the end");
+    drop(inside);
+    assert_eq!(server.scrape().sum("connections_rejected_total", "reason="), 0.0);
+}
+
+/// A service that answers, and panics at a marker.
+struct Fragile;
+
+impl Service for Fragile {
+    type Session = usize;
+
+    fn open(&self, _peer: std::net::SocketAddr) -> usize {
+        0
+    }
+
+    fn serve(&self, served: &mut usize, bytes: &mut Vec<u8>) -> Next {
+        assert!(!bytes.starts_with(b"panic"), "the marker");
+        *served += 1;
+        if bytes.starts_with(b"bye") { Next::Close } else { Next::KeepOpen }
+    }
+}
+
+/// A server in this process, with its metrics.
+fn in_process(workers: usize, service: impl Service) -> (Running, Exposition) {
+    let any_port = ([127, 0, 0, 1], 0).into();
+    let registry = Registry::new();
+    let server =
+        Server::builder("echo").workers(workers).max_connections(500).bind(any_port).expect("a port");
+    let running = server.start(service).expect("threads");
+    running.register(&registry).expect("a new registry");
+    let exposition = Exposition::bind(registry, any_port).expect("a port").start().expect("threads");
+    (running, exposition)
+}
+
+#[test]
+fn a_panic_closes_its_connection_and_spares_its_worker() {
+    let (running, exposition) = in_process(2, Fragile);
+    let guard = Guard::over(exposition.local_addr());
+    let mut bystander = connect(running.local_addr());
+    for _ in 0..100 {
+        let mut victim = connect(running.local_addr());
+        ping(&mut victim, b"fine");
+        victim.write_all(b"panic now").expect("sent");
+        assert_eq!(victim.read(&mut [0]).expect("the end, and no reset"), 0);
+        ping(&mut bystander, b"unharmed");
+    }
+    let scrape = eventually("counted", || {
+        Some(Scrape::of(exposition.local_addr())).filter(|now| now.closed("panicked") == 100.0)
+    });
+    assert_eq!(scrape.get("pool_jobs_total{pool=\"echo\",outcome=\"panicked\"}"), 100.0);
+    assert_eq!(scrape.pool("workers"), 2.0);
+    assert_eq!(scrape.broken_law(), None);
+    guard.finish();
+}
+
+#[test]
+fn a_service_that_says_close_gets_its_last_word_through() {
+    let (running, exposition) = in_process(2, Fragile);
+    for _ in 0..100 {
+        let mut stream = connect(running.local_addr());
+        // More input than is read at a time stands behind it: closing at once would reset, and lose the
+        // answer.
+        stream.write_all(&[b"bye".as_slice(), &[0; 100_000]].concat()).expect("sent");
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("the end, and no reset");
+        assert!(answer.starts_with(b"bye"));
+    }
+    eventually("counted", || (Scrape::of(exposition.local_addr()).closed("service") == 100.0).then_some(()));
+}
+
+#[test]
+fn two_thousand_workers_fit_in_forty_mebibytes() {
+    let server = Millpond::start(&["--workers", "2000"]);
+    assert!(server.resident_mib() < 40, "{} MiB at the start", server.resident_mib());
+    let mut clients: Vec<TcpStream> = (0..200).map(|_| server.connect()).collect();
+    // Sleepers are woken in turn, so before long each has served.
+    let served_all = |scrape: &Scrape| scrape.pool("submitted_total") > 20_000.0;
+    eventually("every worker has served", || {
+        for client in &mut clients {
+            client.write_all(&[1; 512]).expect("sent");
+        }
+        for client in &mut clients {
+            client.read_exact(&mut [0; 512]).expect("back");
+        }
+        served_all(&server.scrape()).then_some(())
+    });
+    assert!(server.resident_mib() < 40, "{} MiB after serving", server.resident_mib());
+}
+
+#[test]
+fn timeouts_longer_than_time_itself_are_none() {
+    let server = Server::builder("echo")
+        .workers(1)
+        .max_connections(10)
+        .idle_timeout(Some(Duration::MAX))
+        .write_timeout(Duration::MAX)
+        .drain_timeout(Duration::MAX)
+        .bind(([127, 0, 0, 1], 0).into())
+        .expect("a port");
+    let running = server.start(Echo).expect("threads");
+    ping(&mut connect(running.local_addr()), b"hello");
+    running.handle().drain();
+    let report = running.wait().expect("the reactor ran to its end");
+    assert!(report.is_clean(), "{report}");
+    assert_eq!((report.accepted, report.received, report.sent), (1, 5, 5));
+}
+
+#[test]
+fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
+    let server = Millpond::start(&["--write-timeout", "1s"]);
+    let mut client = server.connect();
+    let message: Vec<u8> = (0..8 * MIB).map(|at| (at % 239) as u8).collect();
+    let mut writer = client.try_clone().expect("a clone");
+    let sent = message.clone();
+    let writing = thread::spawn(move || writer.write_all(&sent));
+    let mut answer = vec![0; message.len()];
+    // 400 kB/s for four seconds, too slow for the kernel to report room within the timeout; then the rest.
+    let (slowly, rest) = answer.split_at_mut(1_600_000);
+    for piece in slowly.chunks_mut(40_000) {
+        thread::sleep(Duration::from_millis(100));
+        client.read_exact(piece).expect("it comes back");
+    }
+    client.read_exact(rest).expect("it comes back");
+    writing.join().expect("the writer").expect("all of it is taken");
+    assert!(answer == message);
+    let scrape = server.scrape();
+    assert_eq!(scrape.get("sent_bytes_total"), message.len() as f64);
+    assert_eq!(scrape.get("received_bytes_total"), message.len() as f64);
+}
+
+#[test]
+fn a_talkative_client_does_not_look_like_a_stuck_worker() {
+    let server = Millpond::start(&["--workers", "2", "--work", "10ms"]);
+    let client = server.connect();
+    client.set_nodelay(true).expect("a socket option");
+    let start = Instant::now();
+    let mut longest: f64 = 0.0;
+    while start.elapsed() < Duration::from_secs(1) {
+        (&client).write_all(b"more").expect("sent");
+        thread::sleep(Duration::from_millis(3));
+        longest = longest.max(server.scrape().pool("longest_running_seconds"));
+    }
+    assert!(longest < 0.2, "a job of {longest} s");
+    assert!(server.scrape().pool("submitted_total") > 20.0);
+}
+
+#[test]
+fn what_stands_behind_urgent_data_is_served() {
+    let server = Millpond::start(&["--workers", "1", "--work", "100ms"]);
+    // Holds the worker, so that all of the other's bytes are there when it is read.
+    server.connect().write_all(b"busy").expect("sent");
+    let mut client = server.connect();
+    client.write_all(b"abc").expect("sent");
+    socket2::SockRef::from(&client).send_out_of_band(b"!").expect("sent");
+    client.write_all(b"def").expect("sent");
+    let mut answer = [0; 6];
+    client.read_exact(&mut answer).expect("it comes back");
+    assert_eq!(&answer, b"abcdef");
+}
+
+#[test]
+fn a_write_timeout_of_zero_harms_only_who_does_not_read() {
+    let server = Server::builder("echo").workers(1).max_connections(10).write_timeout(Duration::ZERO);
+    let running = server.bind(([127, 0, 0, 1], 0).into()).expect("a port").start(Echo).expect("threads");
+    let _silent = connect(running.local_addr());
+    ping(&mut connect(running.local_addr()), b"hello");
+    thread::sleep(Duration::from_millis(100));
+    ping(&mut connect(running.local_addr()), b"the reactor still comes round");
+    running.handle().drain();
+    assert!(running.wait().expect("the reactor ran to its end").is_clean());
+}
+
+#[test]
+fn urgent_data_gives_nobody_a_worker_for_good() {
+    let server = Millpond::start(&["--workers", "1", "--work", "5ms"]);
+    let talker = server.connect();
+    talker.set_nodelay(true).expect("a socket option");
+    socket2::SockRef::from(&talker).send_out_of_band(b"!").expect("sent");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let start = Instant::now();
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) && start.elapsed() < common::PATIENCE {
+                (&talker).write_all(b"more").expect("sent");
+                thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let mut other = server.connect();
+        let start = Instant::now();
+        (0..5).for_each(|_| ping(&mut other, b"hello"));
+        let waited = start.elapsed();
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        assert!(waited < Duration::from_secs(2), "five messages took {waited:?}");
+    });
+}
+
+/// Panics at every second new connection.
+struct Touchy(std::sync::atomic::AtomicUsize);
+
+impl Service for Touchy {
+    type Session = ();
+
+    fn open(&self, _peer: std::net::SocketAddr) {
+        assert!(self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed).is_multiple_of(2), "at the door");
+    }
+
+    fn serve(&self, (): &mut (), _bytes: &mut Vec<u8>) -> Next {
+        Next::KeepOpen
+    }
+}
+
+#[test]
+fn a_service_that_panics_at_a_new_connection_harms_only_that_one() {
+    let (running, exposition) = in_process(2, Touchy(0.into()));
+    for _ in 0..10 {
+        ping(&mut connect(running.local_addr()), b"fine");
+        assert_eq!(connect(running.local_addr()).read(&mut [0]).expect("closed"), 0);
+    }
+    let scrape = Scrape::of(exposition.local_addr());
+    assert_eq!(scrape.get("connections_accepted_total"), 10.0);
+    assert_eq!(scrape.get("accept_errors_total{kind=\"other\"}"), 10.0);
+    running.handle().drain();
+    assert!(running.wait().expect("the reactor ran to its end").is_clean());
+}
+
+/// Its sessions panic when they are dropped, and every message panics too.
+struct Bomb;
+
+struct Fuse;
+
+impl Drop for Fuse {
+    fn drop(&mut self) {
+        panic!("a session's destructor");
+    }
+}
+
+impl Service for Bomb {
+    type Session = Fuse;
+
+    fn open(&self, _peer: std::net::SocketAddr) -> Fuse {
+        Fuse
+    }
+
+    fn serve(&self, _session: &mut Fuse, _bytes: &mut Vec<u8>) -> Next {
+        panic!("a message");
+    }
+}
+
+#[test]
+fn sessions_that_panic_when_dropped_are_survived() {
+    let (running, exposition) = in_process(2, Bomb);
+    for round in 0..40 {
+        let mut client = connect(running.local_addr());
+        if round % 2 == 0 {
+            client.write_all(b"boom").expect("sent");
+            assert_eq!(client.read(&mut [0]).expect("the end, and no reset"), 0);
+        }
+    }
+    let closed = eventually("all are closed", || {
+        let scrape = Scrape::of(exposition.local_addr());
+        let closed = [scrape.closed("panicked"), scrape.closed("client")];
+        (closed[0] + closed[1] == 40.0).then_some(closed)
+    });
+    assert_eq!(closed, [20.0, 20.0]);
+    let _idle = connect(running.local_addr());
+    running.handle().drain();
+    assert!(running.wait().expect("the reactor ran to its end").is_clean());
+}
