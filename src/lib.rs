@@ -60,3 +60,8 @@ pub use self::server::{
     DEFAULT_BACKLOG, DEFAULT_CONNECTIONS_CAP, Echo, Laboured, Next, NotReady, Overload, RESERVED_DESCRIPTORS,
     Report, Running, Server, ServerBuilder, ServerError, ServerHandle, Service, raise_descriptor_limit,
 };
+
+/// The README's Rust is compiled and run with the other examples.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
