@@ -151,10 +151,6 @@ impl WorkerCell {
         }
     }
 
-    fn end(&self, outcome: &Counter) {
-        outcome.add(1);
-    }
-
     fn rest(&self, now_ns: u64) {
         self.running_since_ns.store(0, Ordering::Relaxed);
         let busy = self.busy.load(Ordering::Relaxed);
@@ -283,9 +279,9 @@ fn run<J, H: Handler<J>>(
     let ended_ns = clock.now_ns();
     cell.job_duration.observe(ended_ns.saturating_sub(started_ns));
     match outcome {
-        Ok(()) => cell.end(&cell.completed),
+        Ok(()) => cell.completed.add(1),
         Err(payload) => {
-            cell.end(&cell.panicked);
+            cell.panicked.add(1);
             quietly(|| drop(payload));
         }
     }
@@ -330,7 +326,7 @@ mod tests {
             scope.spawn(|| {
                 for number in 0..200_000_u64 {
                     cell.start(number + 1);
-                    cell.end(if number % 3 == 0 { &cell.panicked } else { &cell.completed });
+                    if number % 3 == 0 { cell.panicked.add(1) } else { cell.completed.add(1) }
                 }
                 done.store(true, Ordering::Release);
             });
