@@ -50,7 +50,7 @@ fn report(server: &Millpond) -> Report {
 fn a_signal_in_the_middle_loses_no_byte_of_any_client() {
     let mut server = Millpond::start(&[]);
     let guard = Guard::over(server.metrics);
-    let load = Load { address: server.echo, clients: 500, bytes: 8 * MIB, message: 1..=32 * 1024, seed: 3 };
+    let load = Load { address: server.echo, clients: 500, bytes: 8 * MIB, message: 1..=256 * 1024, seed: 3 };
     let mut seen = None;
     load.run_with(|slowest| {
         if seen.is_none() && slowest > MIB {

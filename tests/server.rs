@@ -346,18 +346,21 @@ fn two_thousand_workers_fit_in_forty_mebibytes() {
     let server = Millpond::start(&["--workers", "2000"]);
     assert!(server.resident_mib() < 40, "{} MiB at the start", server.resident_mib());
     let mut clients: Vec<TcpStream> = (0..200).map(|_| server.connect()).collect();
-    // Sleepers are woken in turn, so before long each has served.
-    let served_all = |scrape: &Scrape| scrape.pool("submitted_total") > 20_000.0;
-    eventually("every worker has served", || {
-        for client in &mut clients {
-            client.write_all(&[1; 512]).expect("sent");
-        }
-        for client in &mut clients {
-            client.read_exact(&mut [0; 512]).expect("back");
-        }
-        served_all(&server.scrape()).then_some(())
-    });
-    assert!(server.resident_mib() < 40, "{} MiB after serving", server.resident_mib());
+    for size in [512, 60_000] {
+        let before = server.scrape().pool("submitted_total");
+        let (message, mut answer) = (vec![1; size], vec![0; size]);
+        // Sleepers are woken in turn, so before long each has served.
+        eventually("every worker has served", || {
+            for client in &mut clients {
+                client.write_all(&message).expect("sent");
+            }
+            for client in &mut clients {
+                client.read_exact(&mut answer).expect("back");
+            }
+            (server.scrape().pool("submitted_total") > before + 20_000.0).then_some(())
+        });
+        assert!(server.resident_mib() < 40, "{} MiB after {size} bytes", server.resident_mib());
+    }
 }
 
 #[test]

@@ -14,10 +14,13 @@ use super::{http, try_http};
 pub struct Scrape(BTreeMap<String, f64>);
 
 impl Scrape {
+    /// Scrapes, and fails if a law is broken: every scrape of every test is checked.
     pub fn of(address: SocketAddr) -> Self {
         let response = http(address, "GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n");
         assert_eq!(response.code, 200);
-        Scrape::parse(&response.body)
+        let scrape = Scrape::parse(&response.body);
+        assert_eq!(scrape.broken_law(), None, "{}", response.body);
+        scrape
     }
 
     pub fn parse(text: &str) -> Self {
