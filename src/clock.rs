@@ -2,27 +2,58 @@
 //!
 //! Times that cross threads are kept in atomics, so they are whole nanoseconds since one epoch instead of
 //! [`Instant`]s. A reading is never 0, which leaves 0 free to mean "none".
+//!
+//! Where the kernel itself trusts the processor's time stamp counter, so do we, through `quanta`: a reading
+//! costs a third of what a call of the system's clock costs, and a job needs two. The counter is measured
+//! against the system's clock once, for some milliseconds; what is left of an error is a drift of up to 0.01
+//! percent, which no latency or utilization shows. Elsewhere it is the system's monotonic clock.
 
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 /// A monotonic clock that counts nanoseconds from its own start. Copies share the epoch.
 #[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    epoch: Instant,
+pub(crate) struct Clock {
+    epoch: Epoch,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Epoch {
+    Counter(quanta::Instant),
+    System(Instant),
 }
 
 impl Clock {
     /// Starts a clock; its first readings are a few nanoseconds above 1.
     #[must_use]
-    pub fn start() -> Self {
-        Clock { epoch: Instant::now() }
+    pub(crate) fn start() -> Self {
+        let epoch = if kernel_trusts_the_counter() {
+            Epoch::Counter(quanta::Instant::now())
+        } else {
+            Epoch::System(Instant::now())
+        };
+        Clock { epoch }
     }
 
     /// Reads the clock: nanoseconds since its start, at least 1. It lasts 584 years.
     #[must_use]
-    pub fn now_ns(&self) -> u64 {
-        ns(self.epoch.elapsed()).saturating_add(1)
+    pub(crate) fn now_ns(&self) -> u64 {
+        let elapsed = match self.epoch {
+            Epoch::Counter(epoch) => epoch.elapsed(),
+            Epoch::System(epoch) => epoch.elapsed(),
+        };
+        ns(elapsed).saturating_add(1)
     }
+}
+
+/// Whether the kernel reads its own time from the time stamp counter. It watches the counter, and leaves it for
+/// another source when processors disagree or a virtual machine's host cannot keep it steady.
+fn kernel_trusts_the_counter() -> bool {
+    static TRUSTED: OnceLock<bool> = OnceLock::new();
+    *TRUSTED.get_or_init(|| {
+        std::fs::read_to_string("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+            .is_ok_and(|source| source.trim() == "tsc")
+    })
 }
 
 /// Converts a duration to whole nanoseconds; what does not fit (584 years) becomes `u64::MAX`.
@@ -57,6 +88,14 @@ mod tests {
             assert!(now > 0 && now >= last, "{now} after {last}");
             last = now;
         }
+    }
+
+    #[test]
+    fn it_agrees_with_the_system() {
+        let (clock, start) = (Clock::start(), Instant::now());
+        std::thread::sleep(Duration::from_millis(200));
+        let (ours, systems) = (clock.now_ns(), ns(start.elapsed()));
+        assert!(ours.abs_diff(systems) < systems / 100, "{ours} against {systems} ns");
     }
 
     #[test]

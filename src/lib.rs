@@ -1,22 +1,36 @@
 //! A bounded worker pool you can see into, and a TCP server built on it.
 //!
-//! - [`Pool`]: named worker threads over a bounded queue. It measures what it does, says its queue depth,
-//!   waits, busy time and oldest job at any moment, catches panics, and drains without losing a job.
+//! - [`Pool`]: named worker threads over a bounded queue, for closures that block. A [`JobHandle`] brings the
+//!   result back, to a thread or to async code. The pool says its queue depth, waits, busy time and oldest job at
+//!   any moment, catches panics, refuses a wait that would never end, and drains without losing a job.
 //! - [`Server`]: TCP connections served by a pool. Silent connections and slow readers hold no worker;
 //!   everything is bounded; [`ServerHandle::drain`] ends it gracefully. What it does with bytes is a
 //!   [`Service`]: [`Echo`] is one.
 //! - [`Exposition`]: a side HTTP endpoint that publishes any `prometheus` registry, and probes.
 //!
-//! The program `millpond` is [`Echo`] on a [`Server`] with an [`Exposition`] beside it.
+//! Each is of use without the others. The program `millpond` is [`Echo`] on a [`Server`] with an [`Exposition`] beside it.
+//!
+//! ```
+//! use std::time::Duration;
+//! use millpond::Pool;
+//!
+//! let pool = Pool::builder("lookup").workers(8).queue_capacity(100).build()?;
+//! let one = pool.submit(|| "the first".len())?; // blocks while the queue is full
+//! let two = pool.try_submit(|| "the second".len())?; // gives the job back instead
+//! println!("{} and {}", one.join()?, two.join()?);
+//! println!("{:?}", pool.stats());
+//! assert!(pool.drain(Duration::from_secs(5)).is_clean());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 //!
 //! ```
 //! use millpond::{Echo, Exposition, Server};
 //!
 //! let any_port = ([127, 0, 0, 1], 0).into();
 //! let registry = prometheus::Registry::new();
-//! let server = Server::builder("echo").workers(4).bind(any_port)?.start(Echo)?;
+//! let server = Server::builder("echo").service(Echo).workers(4).bind(any_port)?.start()?;
 //! server.register(&registry)?;
-//! let metrics = Exposition::bind(registry, any_port)?.start()?;
+//! let metrics = Exposition::serve(registry, any_port)?;
 //! println!("echo on {}, metrics on http://{}/metrics", server.local_addr(), metrics.local_addr());
 //!
 //! server.handle().drain();
@@ -31,30 +45,30 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `exposition` | HTTP: the metrics endpoint, as a service on a server of its own |
-//! | `server` | TCP: reactor, connections, limits, drain |
+//! | [`exposition`] | HTTP: the metrics endpoint, as a service on a server of its own |
+//! | [`server`] | TCP: reactor, connections, limits, drain |
 //! | `lifecycle` | the phases of a server's life |
-//! | `pool` | queue, workers, their numbers |
+//! | [`pool`] | jobs and their handles, queue, workers, their numbers |
 //! | `metrics` | counting without sharing; families for the registry |
 //! | `clock`, `log_limit`, `sync` | time, a bound on log lines, the model checker's seam |
 
-mod exposition;
-mod server;
+pub mod exposition;
+pub mod server;
 
 mod lifecycle;
-mod pool;
+pub mod pool;
 
 mod clock;
 mod log_limit;
 mod metrics;
 mod sync;
 
-pub use self::clock::Clock;
 pub use self::exposition::{BoundExposition, Exposition};
 pub use self::lifecycle::Phase;
 pub use self::pool::{
-    DEFAULT_STACK_SIZE, Drained, Handler, MAX_QUEUE_CAPACITY, MAX_WORKERS, Pool, PoolBuilder, PoolError,
-    Rejected, Stats, Turn, panic_message,
+    AsCompleted, CancelToken, DEFAULT_QUEUE_CAPACITY, DEFAULT_STACK_SIZE, Drained, Durations, InitError,
+    JobError, JobHandle, MAX_QUEUE_CAPACITY, MAX_WORKERS, Map, Pool, PoolBuilder, PoolError, Rejected, Stats,
+    Until, WithDeadline, as_completed, panic_message, wait,
 };
 pub use self::server::{
     DEFAULT_BACKLOG, DEFAULT_CONNECTIONS_CAP, Echo, Laboured, Next, NotReady, Overload, RESERVED_DESCRIPTORS,

@@ -3,73 +3,33 @@
 mod common;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{PATIENCE, eventually};
-use millpond::{Handler, MAX_WORKERS, Pool, PoolError, Rejected, Stats, Turn};
+use common::pools::{Latch, broken_law, held, pool_of, timed};
+use common::{PATIENCE, eventually, thread_states};
+use millpond::{Drained, MAX_WORKERS, Pool, PoolError, Rejected};
 
-/// Holds whoever waits at it until it is opened.
-#[derive(Clone, Default)]
-struct Latch(Arc<(Mutex<bool>, Condvar)>);
-
-impl Latch {
-    fn open(&self) {
-        *self.0.0.lock().expect("the latch") = true;
-        self.0.1.notify_all();
-    }
-
-    fn wait(&self) {
-        let open = self.0.0.lock().expect("the latch");
-        drop(self.0.1.wait_while(open, |open| !*open).expect("the latch"));
-    }
-}
-
-/// A job that is any closure.
-type Task = Box<dyn FnOnce() + Send>;
-
-fn pool_of(workers: usize, queue_capacity: usize) -> Pool<Task> {
-    let builder = Pool::builder("test").workers(workers).queue_capacity(queue_capacity);
-    builder.start(|_| |task: Task| task()).expect("the threads")
-}
-
-/// A pool of one worker, held until the latch opens.
-fn held(queue_capacity: usize) -> (Pool<Task>, Latch) {
-    let (pool, latch) = (pool_of(1, queue_capacity), Latch::default());
-    let wait = latch.clone();
-    submit(&pool, move || wait.wait());
-    eventually("the worker is held", || (pool.stats().busy == 1).then_some(()));
-    (pool, latch)
-}
-
-fn submit(pool: &Pool<Task>, task: impl FnOnce() + Send + 'static) {
-    assert!(pool.try_submit(Box::new(task)).is_ok(), "the queue is full, or drains");
-}
-
-fn broken_law(stats: &Stats) -> Option<String> {
-    let ended = stats.completed + stats.panicked + stats.aborted;
-    let holds = stats.submitted == ended + stats.queue_depth + stats.busy as u64
-        && stats.busy <= stats.workers
-        && stats.queue_depth <= stats.queue_capacity as u64;
-    (!holds).then(|| format!("{stats:?}"))
+fn submit(pool: &Pool, job: impl FnOnce() + Send + 'static) {
+    assert!(pool.try_execute(job).is_ok(), "the queue is full, or drains");
 }
 
 #[test]
 fn a_full_queue_gives_the_job_back() {
-    let (pool, latch) = held(2);
+    let (pool, latch) = held(1, 2);
     submit(&pool, || {});
     submit(&pool, || {});
-    let refused = pool.try_submit(Box::new(|| {}));
+    let refused = pool.try_submit(|| {});
     assert!(matches!(refused, Err(Rejected::Full(_))));
     assert_eq!((pool.stats().queue_depth, pool.stats().rejected_full), (2, 1));
     latch.open();
-    eventually("room again", || pool.try_submit(Box::new(|| {})).ok());
+    eventually("room again", || pool.try_execute(|| {}).ok());
 }
 
 #[test]
 fn jobs_start_in_the_order_of_their_admission() {
-    let (pool, latch) = held(1000);
+    let (pool, latch) = held(1, 1000);
     let order = Arc::new(Mutex::new(Vec::new()));
     for number in 0..1000 {
         let order = Arc::clone(&order);
@@ -114,7 +74,7 @@ fn a_payload_that_panics_when_dropped_is_survived() {
 
 #[test]
 fn a_drain_finishes_what_was_admitted_and_admits_nothing_more() {
-    let (pool, latch) = held(100);
+    let (pool, latch) = held(1, 100);
     let done = Arc::new(AtomicU64::new(0));
     for _ in 0..100 {
         let done = Arc::clone(&done);
@@ -124,7 +84,7 @@ fn a_drain_finishes_what_was_admitted_and_admits_nothing_more() {
     }
     thread::scope(|scope| {
         let drain = scope.spawn(|| pool.drain(PATIENCE));
-        eventually("it drains", || match pool.try_submit(Box::new(|| {})) {
+        eventually("it drains", || match pool.try_submit(|| {}) {
             Err(Rejected::Draining(_)) => Some(()),
             _ => None,
         });
@@ -140,7 +100,7 @@ fn a_drain_finishes_what_was_admitted_and_admits_nothing_more() {
 
 #[test]
 fn a_drain_that_runs_out_of_time_says_what_is_left() {
-    let (pool, latch) = held(100);
+    let (pool, latch) = held(1, 100);
     (0..7).for_each(|_| submit(&pool, || {}));
     let start = Instant::now();
     let drained = pool.drain(Duration::from_millis(50));
@@ -154,7 +114,7 @@ fn a_drain_that_runs_out_of_time_says_what_is_left() {
 
 #[test]
 fn an_abort_drops_what_waits_and_lets_the_running_job_end() {
-    let (pool, latch) = held(100);
+    let (pool, latch) = held(1, 100);
     let dropped = Arc::new(());
     for _ in 0..5 {
         let witness = Arc::clone(&dropped);
@@ -170,7 +130,7 @@ fn an_abort_drops_what_waits_and_lets_the_running_job_end() {
 
 #[test]
 fn dropping_a_pool_drains_it() {
-    let (pool, latch) = held(10);
+    let (pool, latch) = held(1, 10);
     let done = Arc::new(AtomicBool::new(false));
     let seen = Arc::clone(&done);
     submit(&pool, move || seen.store(true, Ordering::Release));
@@ -181,18 +141,21 @@ fn dropping_a_pool_drains_it() {
 
 #[test]
 fn what_cannot_be_started_is_refused_with_no_thread_left() {
-    let start = |workers, capacity| {
-        let builder = Pool::builder("test").workers(workers).queue_capacity(capacity);
-        builder.start(|_| |task: Task| task()).err()
-    };
+    let start =
+        |workers, capacity| Pool::builder("refused").workers(workers).queue_capacity(capacity).build().err();
     assert!(matches!(start(0, 1), Some(PoolError::Workers(0))));
     assert!(matches!(start(MAX_WORKERS + 1, 1), Some(PoolError::Workers(_))));
     assert!(matches!(start(1, 0), Some(PoolError::QueueCapacity(0))));
     assert!(matches!(start(1, usize::MAX), Some(PoolError::QueueCapacity(usize::MAX))));
     // A stack that no address space has room for.
-    let builder = Pool::builder("huge").workers(3).queue_capacity(1).stack_size(1 << 60);
-    let refused = builder.start(|_| |task: Task| task()).err();
+    let refused = Pool::builder("refused").workers(3).stack_size(1 << 60).build().err();
     assert!(matches!(refused, Some(PoolError::Spawn { started: 0, .. })), "{refused:?}");
+    no_thread_is_left("mill-refused");
+}
+
+/// The kernel shows a thread for an instant after it has been joined.
+fn no_thread_is_left(name: &str) {
+    eventually("no thread is left", || thread_states(name).is_empty().then_some(()));
 }
 
 #[test]
@@ -204,18 +167,16 @@ fn workers_are_named_and_have_their_stack() {
     let builder = Pool::builder("deep").workers(3).queue_capacity(9).stack_size(16 * 1024 * 1024);
     let names = Arc::new(Mutex::new(Vec::new()));
     let all = Arc::new(Barrier::new(3));
-    let pool = builder
-        .start(|_| {
-            let (names, all) = (Arc::clone(&names), Arc::clone(&all));
-            move |(): ()| {
-                all.wait();
-                names.lock().expect("names").push(thread::current().name().expect("a name").to_owned());
-                // 5,000 frames of over a kilobyte each: more than the default stack.
-                assert_eq!(depth(5_000), 5_000);
-            }
-        })
-        .expect("the threads");
-    (0..3).for_each(|_| pool.try_submit(()).expect("room"));
+    let pool = builder.build().expect("the threads");
+    for _ in 0..3 {
+        let (names, all) = (Arc::clone(&names), Arc::clone(&all));
+        submit(&pool, move || {
+            all.wait();
+            names.lock().expect("names").push(thread::current().name().expect("a name").to_owned());
+            // 5,000 frames of over a kilobyte each: more than the default stack.
+            assert_eq!(depth(5_000), 5_000);
+        });
+    }
     let drained = pool.drain(PATIENCE);
     assert_eq!(drained.stats.completed, 3);
     let mut names = names.lock().expect("names").clone();
@@ -225,7 +186,7 @@ fn workers_are_named_and_have_their_stack() {
 
 #[test]
 fn ages_and_busy_time_rise_although_nothing_ends() {
-    let (pool, latch) = held(10);
+    let (pool, latch) = held(1, 10);
     submit(&pool, || {});
     let (before, start) = (pool.stats(), Instant::now());
     thread::sleep(Duration::from_millis(50));
@@ -243,61 +204,11 @@ fn ages_and_busy_time_rise_although_nothing_ends() {
     assert_eq!((drained.queue_oldest_age, drained.longest_running), (Duration::ZERO, Duration::ZERO));
 }
 
-/// Requeues its job, a number, until it is 0.
-struct Countdown;
-
-impl Handler<u32> for Countdown {
-    fn run(&mut self, job: u32, turn: &mut Turn<'_, u32>) {
-        if job > 0 {
-            turn.requeue(job - 1).expect("its place in the queue is free");
-        }
-    }
-}
-
-#[test]
-fn a_job_may_requeue_itself_to_its_end_although_the_pool_drains() {
-    let pool = Pool::builder("test").workers(4).queue_capacity(100).start(|_| Countdown).expect("threads");
-    (0..50).for_each(|_| pool.try_submit(1000).expect("room"));
-    let drained = pool.drain(PATIENCE);
-    assert!(drained.is_clean(), "{drained:?}");
-    assert_eq!(drained.stats.completed, 50 * 1001);
-}
-
-#[test]
-fn a_job_that_requeues_itself_for_ever_is_ended_by_an_abort() {
-    struct Endless;
-    impl Handler<()> for Endless {
-        fn run(&mut self, (): (), turn: &mut Turn<'_, ()>) {
-            let _ = turn.requeue(());
-        }
-    }
-    let pool = Pool::builder("test").workers(4).queue_capacity(100).start(|_| Endless).expect("threads");
-    (0..50).for_each(|_| pool.try_submit(()).expect("room"));
-    pool.drain(Duration::from_millis(50));
-    eventually("all ended", || {
-        let stats = pool.stats();
-        assert_eq!(broken_law(&stats), None);
-        (stats.busy == 0 && stats.queue_depth == 0).then_some(())
-    });
-    let stats = pool.stats();
-    assert_eq!(stats.submitted, stats.completed + stats.aborted);
-}
-
 /// A worker that sleeps is woken for every job: a job that is left lying with an idle worker beside it never
 /// ends here.
 #[test]
 fn no_wake_up_is_lost_however_submissions_fall() {
-    let pool = Arc::new(
-        Pool::builder("test")
-            .workers(8)
-            .queue_capacity(64)
-            .start(|_| {
-                |done: Arc<AtomicUsize>| {
-                    done.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-            .expect("threads"),
-    );
+    let pool = Arc::new(pool_of(8, 64));
     let producers: Vec<_> = (0..4)
         .map(|seed| {
             let pool = Arc::clone(&pool);
@@ -307,7 +218,11 @@ fn no_wake_up_is_lost_however_submissions_fall() {
                     let (done, burst) = (Arc::new(AtomicUsize::new(0)), random.usize(1..12));
                     let mut admitted = 0;
                     while admitted < burst {
-                        admitted += usize::from(pool.try_submit(Arc::clone(&done)).is_ok());
+                        let done = Arc::clone(&done);
+                        let job = move || {
+                            done.fetch_add(1, Ordering::Relaxed);
+                        };
+                        admitted += usize::from(pool.try_execute(job).is_ok());
                     }
                     // Waits for its own, so that all workers fall asleep again and again.
                     let start = Instant::now();
@@ -324,35 +239,36 @@ fn no_wake_up_is_lost_however_submissions_fall() {
         assert_eq!(broken_law(&stats), None);
     }
     producers.into_iter().for_each(|producer| producer.join().expect("no job was left lying"));
-    assert_eq!(pool.stats().submitted, pool.stats().completed);
+    let stats = pool.stats();
+    eventually("the last are counted", || (pool.stats().completed == stats.submitted).then_some(()));
 }
 
 #[test]
 fn every_admitted_job_ends_whenever_the_drain_comes() {
     for round in 0..300 {
         let done = Arc::new(AtomicU64::new(0));
-        let pool = Pool::builder("test")
-            .workers(3)
-            .queue_capacity(16)
-            .start(|_| {
-                let done = Arc::clone(&done);
-                move |(): ()| {
-                    done.fetch_add(1, Ordering::Relaxed);
-                }
-            })
-            .expect("threads");
+        let pool = pool_of(3, 16);
         let start = Barrier::new(4);
         let admitted: u64 = thread::scope(|scope| {
             let submitters: Vec<_> = (0..3)
-                .map(|_| {
-                    scope.spawn(|| {
+                .map(|submitter| {
+                    let (start, pool, done) = (&start, &pool, &done);
+                    scope.spawn(move || {
                         start.wait();
                         let mut admitted = 0;
                         loop {
-                            match pool.try_submit(()) {
+                            let done = Arc::clone(done);
+                            let job = move || {
+                                done.fetch_add(1, Ordering::Relaxed);
+                            };
+                            // One blocks for room, and is told of the drain as well.
+                            let outcome =
+                                if submitter == 0 { pool.execute(job) } else { pool.try_execute(job) };
+                            match outcome {
                                 Ok(()) => admitted += 1,
-                                Err(Rejected::Full(())) => {}
-                                Err(Rejected::Draining(())) => return admitted,
+                                Err(Rejected::Draining(_)) => return admitted,
+                                Err(Rejected::Full(_)) => {}
+                                Err(Rejected::Deadlock(_)) => panic!("no worker of the pool waits"),
                             }
                         }
                     })
@@ -375,14 +291,13 @@ fn every_admitted_job_ends_whenever_the_drain_comes() {
 /// Short jobs on a full queue, read all the while: each reading keeps the laws, and no counter falls.
 #[test]
 fn every_reading_keeps_the_laws_and_nothing_falls() {
-    let builder = Pool::builder("test").workers(6).queue_capacity(1);
-    let pool = builder.start(|_| |(): ()| std::hint::black_box(())).expect("threads");
+    let pool = pool_of(6, 1);
     let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         for _ in 0..3 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
-                    let _ = pool.try_submit(());
+                    let _ = pool.try_execute(|| {});
                 }
             });
         }
@@ -401,4 +316,224 @@ fn every_reading_keeps_the_laws_and_nothing_falls() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+/// Drains the pool, and does `step` when the drain has begun.
+fn drain_then(pool: &Pool, step: impl FnOnce()) -> Drained {
+    thread::scope(|scope| {
+        let drain = scope.spawn(|| pool.drain(PATIENCE));
+        eventually("it drains", || matches!(pool.resize(1), Err(PoolError::Draining)).then_some(()));
+        step();
+        drain.join().expect("the drain")
+    })
+}
+
+#[test]
+fn submit_blocks_until_there_is_room() {
+    let (pool, latch) = held(1, 1);
+    submit(&pool, || {});
+    thread::scope(|scope| {
+        let blocked: Vec<_> =
+            (0..3).map(|_| scope.spawn(|| pool.submit(|| 7).map(millpond::JobHandle::join))).collect();
+        thread::sleep(Duration::from_millis(30));
+        assert!(blocked.iter().all(|thread| !thread.is_finished()), "there is no room");
+        assert_eq!(pool.stats().rejected_full, 0);
+        latch.open();
+        for thread in blocked {
+            assert!(matches!(thread.join().expect("a submitter"), Ok(Ok(7))));
+        }
+    });
+}
+
+#[test]
+fn submit_timeout_gives_up_and_gives_the_job_back() {
+    let (pool, latch) = held(1, 1);
+    submit(&pool, || {});
+    let (refused, took) = timed(|| pool.submit_timeout(|| 7, Duration::from_millis(40)));
+    assert!(took >= Duration::from_millis(40));
+    let Err(Rejected::Full(job)) = refused else { panic!("it was admitted, or the pool drains") };
+    assert_eq!((job(), pool.stats().rejected_full), (7, 1));
+    let opener = thread::spawn(move || latch.open());
+    let admitted = pool.submit_timeout(job, PATIENCE).expect("there is room in time");
+    assert_eq!(admitted.join(), Ok(7));
+    opener.join().expect("the opener");
+}
+
+#[test]
+fn a_drain_turns_back_who_blocks_for_room() {
+    let (pool, latch) = held(1, 1);
+    submit(&pool, || {});
+    thread::scope(|scope| {
+        let blocked = [
+            scope.spawn(|| pool.execute(|| {}).map_err(|_| ())),
+            scope.spawn(|| pool.submit_timeout(|| {}, PATIENCE).map(drop).map_err(|_| ())),
+        ];
+        thread::sleep(Duration::from_millis(20));
+        let drain = scope.spawn(|| pool.drain(PATIENCE));
+        for thread in blocked {
+            assert_eq!(thread.join().expect("a submitter"), Err(()));
+        }
+        assert!(!drain.is_finished(), "the worker is still held");
+        latch.open();
+        let drained = drain.join().expect("the drain");
+        assert_eq!((drained.finished, drained.is_clean()), (2, true));
+    });
+    assert_eq!(pool.stats().rejected_draining, 2);
+}
+
+#[test]
+fn a_drain_says_what_was_finished_and_what_was_cancelled() {
+    let (pool, latch) = held(1, 10);
+    let jobs: Vec<_> = (0..6).map(|_| pool.submit(|| {}).expect("room")).collect();
+    assert!(jobs[1].cancel() && jobs[4].cancel());
+    let drained = drain_then(&pool, || latch.open());
+    assert_eq!((drained.finished, drained.cancelled, drained.dropped, drained.running), (5, 2, 0, 0));
+}
+
+#[test]
+fn a_pool_grows_while_its_workers_are_busy() {
+    let (pool, latch) = held(2, 10);
+    let waiting = pool.submit(|| thread::current().name().map(str::to_owned)).expect("room");
+    assert!(!waiting.is_finished());
+    pool.resize(3).expect("a thread");
+    assert_eq!(waiting.join(), Ok(Some("mill-test-2".to_owned())));
+    assert_eq!((pool.stats().workers, pool.stats().busy), (3, 2));
+    latch.open();
+}
+
+#[test]
+fn a_pool_shrinks_after_the_jobs_that_run_and_loses_none() {
+    let (pool, latch) = held(4, 100);
+    let jobs: Vec<_> = (0..50).map(|n| pool.submit(move || n).expect("room")).collect();
+    pool.resize(1).expect("fewer need nothing");
+    assert_eq!(pool.stats().workers, 4, "they count until they have left");
+    latch.open();
+    eventually("three have left", || (pool.stats().workers == 1).then_some(()));
+    assert!(jobs.into_iter().enumerate().all(|(n, job)| job.join() == Ok(n)));
+    // Up again: the numbers go on where they were.
+    pool.resize(3).expect("threads");
+    assert_eq!((pool.stats().workers, pool.stats().completed), (3, 54));
+    // Idle workers leave at once.
+    pool.resize(1).expect("fewer need nothing");
+    eventually("two have left", || (pool.stats().workers == 1).then_some(()));
+    assert_eq!(pool.submit(|| 1).expect("room").join(), Ok(1));
+}
+
+#[test]
+fn a_pool_is_not_resized_out_of_range_or_in_a_drain() {
+    let pool = pool_of(1, 1);
+    assert!(matches!(pool.resize(0), Err(PoolError::Workers(0))));
+    assert!(matches!(pool.resize(MAX_WORKERS + 1), Err(PoolError::Workers(_))));
+    pool.drain(PATIENCE);
+    assert!(matches!(pool.resize(2), Err(PoolError::Draining)));
+}
+
+#[test]
+fn each_worker_does_what_it_was_told_before_its_first_job() {
+    thread_local!(static NUMBER: std::cell::Cell<Option<usize>> = const { std::cell::Cell::new(None) });
+    let builder = Pool::builder("test").workers(2).queue_capacity(10).on_worker_start(|number| {
+        NUMBER.set(Some(number));
+        Ok(())
+    });
+    let pool = builder.build().expect("threads");
+    pool.resize(3).expect("a thread");
+    let all = Arc::new(Barrier::new(3));
+    let jobs: Vec<_> = (0..3)
+        .map(|_| {
+            let all = Arc::clone(&all);
+            let job = move || {
+                all.wait();
+                NUMBER.get()
+            };
+            pool.submit(job).expect("room")
+        })
+        .collect();
+    let mut numbers: Vec<_> = jobs.into_iter().map(|job| job.join().expect("a number")).collect();
+    numbers.sort();
+    assert_eq!(numbers, [Some(0), Some(1), Some(2)]);
+}
+
+#[test]
+fn a_worker_that_cannot_begin_is_an_error_with_no_thread_left() {
+    let failing = |from: usize| {
+        Pool::builder("sick").workers(4).on_worker_start(move |number| {
+            if number == from + 1 {
+                panic!("no luck")
+            }
+            if number >= from { Err("no database".into()) } else { Ok(()) }
+        })
+    };
+    let refused = failing(2).build().expect_err("two of four cannot begin");
+    assert!(matches!(refused, PoolError::Init { .. }), "{refused:?}");
+    let words = refused.to_string();
+    assert!(words.contains("no database") || words.contains("it panicked: no luck"), "{words}");
+    no_thread_is_left("mill-sick");
+    // While it runs, the others go on.
+    let builder = Pool::builder("half")
+        .workers(2)
+        .on_worker_start(|number| if number < 2 { Ok(()) } else { Err("no more".into()) });
+    let pool = builder.build().expect("two can begin");
+    assert!(matches!(pool.resize(4), Err(PoolError::Init { .. })));
+    assert_eq!((pool.stats().workers, pool.submit(|| 5).expect("room").join()), (2, Ok(5)));
+    pool.resize(1).expect("fewer need nothing");
+    eventually("one has left", || (pool.stats().workers == 1).then_some(()));
+}
+
+#[test]
+fn a_registry_has_the_pool_under_its_name() {
+    let registry = prometheus::Registry::new();
+    let pool = Pool::builder("jobs").workers(2).registry(&registry).build().expect("threads");
+    pool.submit(|| {}).expect("room").join().expect("it returns");
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+    for line in [
+        r#"millpond_pool_workers{pool="jobs"} 2"#,
+        r#"millpond_pool_jobs_total{pool="jobs",outcome="completed"} 1"#,
+        r#"millpond_pool_job_duration_seconds_count{pool="jobs"} 1"#,
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    let again = Pool::builder("jobs").registry(&registry).build().expect_err("the name is taken");
+    assert!(matches!(again, PoolError::Register { .. }), "{again:?}");
+    Pool::builder("others").registry(&registry).build().expect("another name");
+}
+
+#[test]
+fn a_pool_without_times_counts_all_the_same() {
+    let registry = prometheus::Registry::new();
+    let pool = Pool::builder("bare").timed(false).registry(&registry).build().expect("threads");
+    for _ in 0..10 {
+        pool.submit(|| thread::sleep(Duration::from_millis(1))).expect("room").join().expect("it returns");
+    }
+    let stats = pool.stats();
+    assert_eq!((stats.completed, stats.busy_time, broken_law(&stats)), (10, Duration::ZERO, None));
+    let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+    assert!(text.contains(r#"millpond_pool_job_duration_seconds_count{pool="bare"} 0"#), "{text}");
+}
+
+#[test]
+fn a_pool_that_one_of_its_own_jobs_drops_is_aborted_and_nobody_hangs() {
+    let (pool, latch) = held(1, 10);
+    let pool = Arc::new(pool);
+    let last = Arc::clone(&pool);
+    let dropped = Latch::default();
+    let seen = dropped.clone();
+    // The held worker runs it next, as the last owner.
+    pool.execute(move || {
+        latch_free(last);
+        seen.open();
+    })
+    .expect("room");
+    let waiting = pool.submit(|| {}).expect("room");
+    drop(pool);
+    latch.open();
+    dropped.wait();
+    assert_eq!(waiting.join(), Err(millpond::JobError::Aborted));
+}
+
+/// Drops the pool when nobody else has it.
+fn latch_free(mut pool: Arc<Pool>) {
+    while let Err(shared) = Arc::try_unwrap(pool) {
+        pool = shared;
+        thread::yield_now();
+    }
 }

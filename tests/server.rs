@@ -297,11 +297,15 @@ impl Service for Fragile {
 fn in_process(workers: usize, service: impl Service) -> (Running, Exposition) {
     let any_port = ([127, 0, 0, 1], 0).into();
     let registry = Registry::new();
-    let server =
-        Server::builder("echo").workers(workers).max_connections(500).bind(any_port).expect("a port");
-    let running = server.start(service).expect("threads");
+    let server = Server::builder("echo")
+        .service(service)
+        .workers(workers)
+        .max_connections(500)
+        .bind(any_port)
+        .expect("a port");
+    let running = server.start().expect("threads");
     running.register(&registry).expect("a new registry");
-    let exposition = Exposition::bind(registry, any_port).expect("a port").start().expect("threads");
+    let exposition = Exposition::serve(registry, any_port).expect("a port and threads");
     (running, exposition)
 }
 
@@ -366,6 +370,7 @@ fn two_thousand_workers_fit_in_forty_mebibytes() {
 #[test]
 fn timeouts_longer_than_time_itself_are_none() {
     let server = Server::builder("echo")
+        .service(Echo)
         .workers(1)
         .max_connections(10)
         .idle_timeout(Some(Duration::MAX))
@@ -373,7 +378,7 @@ fn timeouts_longer_than_time_itself_are_none() {
         .drain_timeout(Duration::MAX)
         .bind(([127, 0, 0, 1], 0).into())
         .expect("a port");
-    let running = server.start(Echo).expect("threads");
+    let running = server.start().expect("threads");
     ping(&mut connect(running.local_addr()), b"hello");
     running.handle().drain();
     let report = running.wait().expect("the reactor ran to its end");
@@ -436,8 +441,9 @@ fn what_stands_behind_urgent_data_is_served() {
 
 #[test]
 fn a_write_timeout_of_zero_harms_only_who_does_not_read() {
-    let server = Server::builder("echo").workers(1).max_connections(10).write_timeout(Duration::ZERO);
-    let running = server.bind(([127, 0, 0, 1], 0).into()).expect("a port").start(Echo).expect("threads");
+    let server =
+        Server::builder("echo").service(Echo).workers(1).max_connections(10).write_timeout(Duration::ZERO);
+    let running = server.bind(([127, 0, 0, 1], 0).into()).expect("a port").start().expect("threads");
     let _silent = connect(running.local_addr());
     ping(&mut connect(running.local_addr()), b"hello");
     thread::sleep(Duration::from_millis(100));

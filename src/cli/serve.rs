@@ -35,6 +35,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         }
     };
     let mut builder = Server::builder("echo")
+        .service(Laboured::new(Echo, config.work))
         .workers(config.workers)
         .stack_size(config.stack_size)
         .spare_descriptors(SPARE_DESCRIPTORS)
@@ -71,7 +72,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         return fail(FAILED, format_args!("signals cannot be caught: {error}"));
     }
 
-    let running = match server.start(Laboured::new(Echo, config.work)) {
+    let running = match server.start() {
         Ok(running) => running,
         Err(error) => return fail(FAILED, explain(&error, "--workers")),
     };

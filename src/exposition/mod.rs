@@ -80,6 +80,20 @@ pub struct Exposition {
 }
 
 impl Exposition {
+    /// Binds an endpoint that publishes this registry at `/metrics`, and starts it.
+    /// [`bind`](Exposition::bind) does it in two steps, with probes between them.
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerBuilder::bind`](crate::ServerBuilder::bind) and [`Server::start`].
+    ///
+    /// # Panics
+    ///
+    /// When the registry has an endpoint already.
+    pub fn serve(registry: Registry, address: SocketAddr) -> Result<Exposition, ServerError> {
+        Exposition::bind(registry, address)?.start()
+    }
+
     /// Binds an endpoint that will publish this registry at `/metrics`. Starts no thread.
     ///
     /// # Errors
@@ -153,7 +167,7 @@ impl BoundExposition {
         let BoundExposition { server, registry, probes } = self;
         let endpoint = Endpoint::new(registry.clone(), probes);
         let requests = endpoint.requests.clone();
-        let running = server.start(endpoint)?;
+        let running = server.with_service(endpoint).start()?;
         let taken = "a registry has one endpoint";
         running.register_pool(&registry).expect(taken);
         registry.register(Box::new(requests)).expect(taken);

@@ -14,11 +14,12 @@
 //! up.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::worker::busy_ns;
-use super::{Meter, Shared};
+use super::Meter;
+use super::worker::{WorkerReading, busy_ns};
+use super::workers::Shared;
 use crate::metrics::{LATENCY_BOUNDS_NS, Page, Reading, Source};
 
 /// What a pool had done, and was doing, when it was asked.
@@ -45,22 +46,60 @@ pub struct Stats {
     pub completed: u64,
     /// Jobs that ended by a panic.
     pub panicked: u64,
+    /// Jobs that ended unrun because they were cancelled while they waited.
+    pub cancelled: u64,
+    /// Jobs that ended unrun because they waited longer than their deadline.
+    pub expired: u64,
     /// Jobs dropped from the queue by an abort.
     pub aborted: u64,
     /// Submissions refused because the queue was full.
     pub rejected_full: u64,
     /// Submissions refused because the pool was draining.
     pub rejected_draining: u64,
-    queue_wait: Reading<{ LATENCY_BOUNDS_NS.len() }>,
-    job_duration: Reading<{ LATENCY_BOUNDS_NS.len() }>,
+    /// From submission until a worker took the job, of jobs that were run.
+    pub queue_wait: Durations,
+    /// How long jobs held their worker, of jobs that have ended.
+    pub job_duration: Durations,
+}
+
+/// How many durations of which size were counted.
+#[derive(Clone, Debug)]
+pub struct Durations(Reading<{ LATENCY_BOUNDS_NS.len() }>);
+
+impl Durations {
+    fn none() -> Self {
+        Durations(Reading::new(&LATENCY_BOUNDS_NS))
+    }
+
+    /// How many were counted.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.0.counts.iter().sum::<u64>() + self.0.beyond
+    }
+
+    /// Their sum.
+    #[must_use]
+    pub fn sum(&self) -> Duration {
+        Duration::from_nanos(self.0.sum_ns)
+    }
+
+    /// For each of some limits, ascending, from 10 microseconds to a minute: how many were no longer than that.
+    pub fn cumulative(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
+        let limits = self.0.bounds_ns.iter().map(|ns| Duration::from_nanos(*ns));
+        let counts = self.0.counts.iter().scan(0, |sum, count| {
+            *sum += count;
+            Some(*sum)
+        });
+        limits.zip(counts)
+    }
 }
 
 impl<J> Shared<J> {
     pub(super) fn read_stats(&self) -> Stats {
         let pushed = self.queue.pushed();
-        let aborted = self.aborted.load(Ordering::Acquire);
+        let dropped = |count: &AtomicU64| count.load(Ordering::Acquire);
         let mut stats = Stats {
-            workers: self.cells.len(),
+            workers: self.pool.crew.workers(),
             busy: 0,
             queue_depth: 0,
             queue_capacity: self.queue.capacity(),
@@ -70,28 +109,35 @@ impl<J> Shared<J> {
             submitted: 0,
             completed: 0,
             panicked: 0,
-            aborted,
+            cancelled: dropped(&self.dropped.cancelled),
+            expired: dropped(&self.dropped.expired),
+            aborted: dropped(&self.dropped.aborted),
             rejected_full: self.rejected_full.load(Ordering::Relaxed),
             rejected_draining: self.rejected_draining.load(Ordering::Relaxed),
-            queue_wait: Reading::new(&LATENCY_BOUNDS_NS),
-            job_duration: Reading::new(&LATENCY_BOUNDS_NS),
+            queue_wait: Durations::none(),
+            job_duration: Durations::none(),
         };
         let mut busy_total_ns = 0;
         let mut started_ns = None;
-        for cell in &self.cells {
-            let reading = cell.read();
-            stats.busy += usize::from(reading.busy);
-            stats.completed += reading.completed;
-            stats.panicked += reading.panicked;
-            cell.queue_wait.add_to(&mut stats.queue_wait);
-            cell.job_duration.add_to(&mut stats.job_duration);
+        for cell in self.cells().iter() {
+            let WorkerReading { ended, busy } = cell.read();
+            stats.busy += usize::from(busy);
+            stats.completed += ended.completed;
+            stats.panicked += ended.panicked;
+            stats.cancelled += ended.cancelled;
+            stats.expired += ended.expired;
+            cell.queue_wait.add_to(&mut stats.queue_wait.0);
+            cell.job_duration.add_to(&mut stats.job_duration.0);
             let word = cell.busy_word();
             // The clock after the word, so that a running job's start is not in the future.
-            busy_total_ns += busy_ns(word, self.clock.now_ns());
+            busy_total_ns += busy_ns(word, self.watch.now_ns());
             started_ns = started_ns.into_iter().chain(cell.running_since_ns()).min();
         }
-        let now_ns = self.clock.now_ns();
-        let taken = stats.completed + stats.panicked + aborted + stats.busy as u64;
+        // Workers may have come since the first step.
+        stats.workers = stats.workers.max(stats.busy);
+        let now_ns = self.watch.now_ns();
+        let ended = stats.completed + stats.panicked + stats.cancelled + stats.expired + stats.aborted;
+        let taken = ended + stats.busy as u64;
         stats.submitted = pushed.max(taken);
         let not_taken = stats.submitted - taken;
         stats.queue_depth = not_taken.min(stats.queue_capacity as u64);
@@ -109,17 +155,11 @@ impl<J> Shared<J> {
 
     pub(super) fn read_oldest_age(&self) -> Duration {
         let pushed = self.queue.pushed();
-        let ended: u64 = self
-            .cells
-            .iter()
-            .map(|cell| {
-                let reading = cell.read();
-                reading.completed + reading.panicked + u64::from(reading.busy)
-            })
-            .sum();
-        let taken = ended + self.aborted.load(Ordering::Acquire);
+        let dropped = [&self.dropped.cancelled, &self.dropped.expired, &self.dropped.aborted];
+        let taken = self.cells().iter().map(|cell| cell.read().taken()).sum::<u64>()
+            + dropped.iter().map(|count| count.load(Ordering::Acquire)).sum::<u64>();
         let depth = pushed.saturating_sub(taken);
-        Duration::from_nanos(self.oldest_age_ns(depth, taken, self.clock.now_ns()))
+        Duration::from_nanos(self.oldest_age_ns(depth, taken, self.watch.now_ns()))
     }
 
     fn oldest_age_ns(&self, depth: u64, taken: u64, now_ns: u64) -> u64 {
@@ -136,7 +176,7 @@ impl Source for PoolMetrics {
         let stats = self.0.stats();
         page.gauge(
             "millpond_pool_workers",
-            "Worker threads of the pool. Constant; with pool_workers_busy it says how much room is left.",
+            "Worker threads of the pool. With pool_workers_busy it says how much room is left.",
             &[],
             stats.workers as f64,
         );
@@ -167,12 +207,12 @@ impl Source for PoolMetrics {
         page.histogram(
             "millpond_pool_queue_wait_seconds",
             "Time from a job's submission until a worker took it. High quantiles mean too few workers for the load.",
-            &stats.queue_wait,
+            &stats.queue_wait.0,
         );
         page.histogram(
             "millpond_pool_job_duration_seconds",
             "Time a job held its worker. When it grows, what the jobs do has become slower, not the pool.",
-            &stats.job_duration,
+            &stats.job_duration.0,
         );
         page.counter_seconds(
             "millpond_pool_busy_seconds_total",
@@ -196,10 +236,8 @@ impl Source for PoolMetrics {
         for (outcome, count) in [
             ("completed", stats.completed),
             ("panicked", stats.panicked),
-            // Part of the table from the start, so that a query over outcomes has no gap; nothing in a pool
-            // of plain jobs cancels or expires one.
-            ("cancelled", 0),
-            ("expired", 0),
+            ("cancelled", stats.cancelled),
+            ("expired", stats.expired),
             ("aborted", stats.aborted),
         ] {
             page.counter("millpond_pool_jobs_total", JOBS, &[("outcome", outcome)], count);

@@ -2,61 +2,63 @@
 //!
 //! # What it guarantees
 //!
-//! - **Bounded.** A [`Pool`] has a fixed number of workers and a queue of fixed capacity.
-//!   [`Pool::try_submit`] never blocks: a job that finds no room comes back in the error.
+//! - **Bounded.** A [`Pool`] has a queue of fixed capacity. What a submitter feels when it is full is its
+//!   choice: [`submit`](Pool::submit) blocks, [`submit_timeout`](Pool::submit_timeout) gives up,
+//!   [`try_submit`](Pool::try_submit) rejects; and the job comes back.
 //! - **First in, first out.** Workers take jobs in the order in which they were admitted.
-//! - **An admitted job ends exactly once**: it is completed, it panics, or it is aborted, and is counted so.
-//!   A panic ends its job, never its worker.
+//! - **An admitted job ends exactly once**: it is completed, it panics, it is cancelled, it expires, or it is
+//!   aborted, is counted so, and its handle says so. A panic ends its job, never its worker.
 //! - **The numbers are true.** [`Pool::stats`] and the collector of [`Pool::collector`] satisfy, at every
-//!   moment and not only at rest, `submitted = completed + panicked + aborted + queue_depth + busy`, `busy <=
-//!   workers`, and `queue_depth <= queue_capacity`. Time spent in jobs counts the running ones; ages rise
-//!   although nothing ends.
+//!   moment and not only at rest, `submitted = completed + panicked + cancelled + expired + aborted +
+//!   queue_depth + busy`, `busy <= workers`, and `queue_depth <= queue_capacity`. Time spent in jobs counts
+//!   the running ones; ages rise although nothing ends. Who has joined a job finds it counted.
 //! - **A drain loses nothing.** [`Pool::drain`] stops admission, finishes what was admitted, and ends early
-//!   when nothing is left.
+//!   when nothing is left. Nor does [`Pool::resize`].
+//! - **No silent deadlock.** A worker that would wait for ever for its own pool gets an error instead.
 //!
-//! # What it leaves to others
+//! # The rooms
 //!
-//! What a job is: a pool is built over any job type and one [`Handler`] for each worker. The server's job is
-//! a connection and its handler owns the worker's buffer, so that a job needs no allocation.
+//! In reading order; what stands lower knows nothing of what stands above it.
 //!
-//! # States
-//!
-//! A pool is `open`, then `draining`, then `closed`, and never goes back.
-//!
-//! | stage | submitters | workers |
-//! | --- | --- | --- |
-//! | open | admitted if there is room | run jobs, sleep when there is none |
-//! | draining | refused; those already inside finish their push | as before |
-//! | closed | refused | run what is queued, then exit; after an abort they exit at once |
-//!
-//! Why no admitted job is left behind. A submitter adds itself to `inside` before it looks at the stage, and
-//! leaves after its push. A drain first sets the stage to `draining`, then waits until `inside` is 0, then
-//! sets `closed`. Both do their store before their load, sequentially consistent, so one of them sees the
-//! other: either the submitter sees `draining` and turns back, or the drain waits for its push. So when the
-//! stage is `closed`, every admitted job is in the queue, and a worker that sees `closed` and then an empty
-//! queue has nothing more to come: only a running job can still requeue, and its own worker looks again after
-//! it.
+//! | module | what |
+//! | --- | --- |
+//! | `map`, `group` | many jobs at once |
+//! | `handle` | what a submitter holds: outcomes, errors, cancellation |
+//! | `job` | a closure on its way, and its outcome on the way back: the states of a job |
+//! | `workers` | admission, the number of workers, drain: the engine, for any type of job |
+//! | `worker` | one worker and its accounts |
+//! | `metrics` | all accounts in one reading |
+//! | `current`, `crew` | who the calling thread is; who waits for whom |
+//! | `queue` | the queue and the waking of sleepers |
 
+mod crew;
+mod current;
+mod group;
+mod handle;
+mod job;
+mod map;
 mod metrics;
 mod queue;
 mod worker;
+mod workers;
 
 use std::any::Any;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-pub use self::metrics::Stats;
-use self::queue::Queue;
-use self::worker::WorkerCell;
-pub(crate) use self::worker::quietly;
-pub use self::worker::{Handler, Turn};
+use prometheus::Registry;
+
+pub use self::group::{AsCompleted, Until, as_completed, wait};
+pub use self::handle::{CancelToken, JobError, JobHandle};
+use self::job::{JobCell, Run, Runner, Task};
+pub use self::map::Map;
+pub use self::metrics::{Durations, Stats};
+pub(crate) use self::worker::{Handler, Job, Outcome, Turn, quietly};
+pub use self::workers::InitError;
+pub(crate) use self::workers::{Patience, Settings, Workers};
 use crate::clock::Clock;
-use crate::sync::lock;
 
 /// The most workers a pool may have: a thread each, and a scrape looks at all of them.
 pub const MAX_WORKERS: usize = 10_000;
@@ -67,189 +69,296 @@ pub const MAX_QUEUE_CAPACITY: usize = 100_000_000;
 /// The stack of a worker unless set: enough for a service that does no deep recursion.
 pub const DEFAULT_STACK_SIZE: usize = 256 * 1024;
 
-const OPEN: u8 = 0;
-const DRAINING: u8 = 1;
-const CLOSED: u8 = 2;
-const ABORTED: u8 = 3;
+/// The capacity of a pool's queue unless set: enough for a burst, and little enough that a submitter feels
+/// when the workers fall behind.
+pub const DEFAULT_QUEUE_CAPACITY: usize = 1024;
 
-/// A bounded pool of named worker threads over jobs of type `J`.
+/// A bounded pool of named worker threads that run closures, and may block.
 ///
-/// Dropping a pool drains it: the drop blocks until every admitted job has ended; in a
-/// panicking thread it aborts instead. [`drain`](Pool::drain) with
-/// a timeout, or [`abort`](Pool::abort), comes back sooner.
+/// Dropping a pool drains it: the drop blocks until every admitted job has ended; in a panicking thread it
+/// aborts instead. [`drain`](Pool::drain) with a timeout, or [`abort`](Pool::abort), comes back sooner. A pool
+/// may be shared by reference or in an [`Arc`]; if the last owner is one of its own jobs, the drop aborts, for
+/// a worker cannot wait for its own end.
 ///
 /// ```
-/// use std::sync::atomic::{AtomicU64, Ordering};
-/// use std::sync::Arc;
 /// use std::time::Duration;
 /// use millpond::Pool;
 ///
-/// let sum = Arc::new(AtomicU64::new(0));
-/// let pool = Pool::builder("adder").workers(2).queue_capacity(100).start(|_worker| {
-///     let sum = Arc::clone(&sum);
-///     move |job: u64| {
-///         sum.fetch_add(job, Ordering::Relaxed);
-///     }
-/// })?;
-/// for number in 1..=10 {
-///     pool.try_submit(number).expect("there is room for a hundred");
-/// }
-/// assert!(pool.drain(Duration::from_secs(10)).is_clean());
-/// assert_eq!(sum.load(Ordering::Relaxed), 55);
-/// # Ok::<(), millpond::PoolError>(())
+/// let pool = Pool::builder("sums").workers(2).queue_capacity(100).build()?;
+/// let jobs: Vec<_> = (1..=3_u64).map(|n| pool.submit(move || n * n)).collect::<Result<_, _>>()?;
+/// let squares: Result<Vec<_>, _> = jobs.into_iter().map(|job| job.join()).collect();
+/// assert_eq!(squares?, [1, 4, 9]);
+///
+/// let drained = pool.drain(Duration::from_secs(10));
+/// assert!(drained.is_clean());
+/// assert_eq!(drained.stats.completed, 3);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Pool<J: Send + 'static> {
-    shared: Arc<Shared<J>>,
-    /// Joined by the first drain that sees them all exit.
-    threads: Mutex<Vec<JoinHandle<()>>>,
+///
+#[doc = include_str!("comparison.md")]
+pub struct Pool {
+    workers: Workers<Task>,
 }
 
-/// What the pool, its workers and its collector hold together.
-pub(crate) struct Shared<J> {
-    name: String,
-    clock: Clock,
-    queue: Queue<J>,
-    cells: Box<[WorkerCell]>,
-    /// One of `OPEN`, `DRAINING`, `CLOSED`, `ABORTED`; only rises. See the module's part on states.
-    stage: AtomicU8,
-    /// Submitters between their look at the stage and the end of their push.
-    inside: AtomicU64,
-    /// Jobs that an abort took out of the queue. Written by whoever aborts.
-    aborted: AtomicU64,
-    /// The largest busy time ever reported; see `metrics.rs`. Written by readers.
-    busy_reported_ns: AtomicU64,
-    /// Submissions refused for want of room. Written by any submitter.
-    rejected_full: AtomicU64,
-    /// Submissions refused because the pool drains. Written by any submitter.
-    rejected_draining: AtomicU64,
-    /// Worker threads that have not exited; `all_exited` is told when it reaches 0.
-    alive: Mutex<usize>,
-    all_exited: Condvar,
-}
-
-impl Pool<()> {
+impl Pool {
     /// Starts to describe a pool. `name` becomes part of its threads' names, `mill-<name>-<number>`, of which
     /// Linux shows the first 15 bytes, and the value of its metrics' label `pool`.
     pub fn builder(name: impl Into<String>) -> PoolBuilder {
         PoolBuilder {
             name: name.into(),
-            workers: 1,
-            queue_capacity: 1,
+            workers: default_workers(),
+            queue_capacity: DEFAULT_QUEUE_CAPACITY,
             stack_size: DEFAULT_STACK_SIZE,
-            clock: Clock::start(),
+            timed: true,
+            registry: None,
+            init: None,
         }
     }
-}
 
-impl<J: Send + 'static> Pool<J> {
+    /// The pool's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.workers.name()
+    }
+
+    /// Admits a job, and blocks while the queue is full, for as long as that lasts.
+    /// [`try_submit`](Pool::try_submit) never blocks, [`submit_timeout`](Pool::submit_timeout) gives up.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected::Draining`] once a drain or an abort has begun, also while it blocks;
+    /// [`Rejected::Deadlock`] on a worker of this pool that would block for ever. Both carry the job, and both
+    /// are counted.
+    pub fn submit<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.admit(job, None, Patience::Endless)
+    }
+
     /// Admits a job, or gives it back. Never blocks.
     ///
     /// # Errors
     ///
-    /// [`Rejected::Full`] when as many jobs wait as the queue holds, [`Rejected::Draining`] once a drain or
-    /// an abort has begun. Both carry the job, and both are counted.
-    pub fn try_submit(&self, job: J) -> Result<(), Rejected<J>> {
-        let shared = &self.shared;
-        // SeqCst here and in `drain`: the module's part on states has the argument.
-        shared.inside.fetch_add(1, Ordering::SeqCst);
-        let outcome = if shared.stage.load(Ordering::SeqCst) == OPEN {
-            shared.queue.push(job, shared.clock.now_ns()).map_err(Rejected::Full)
-        } else {
-            Err(Rejected::Draining(job))
-        };
-        shared.inside.fetch_sub(1, Ordering::Release);
-        match &outcome {
-            Ok(()) => shared.queue.wake_one(),
-            Err(Rejected::Full(_)) => {
-                shared.rejected_full.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(Rejected::Draining(_)) => {
-                shared.rejected_draining.fetch_add(1, Ordering::Relaxed);
-            }
+    /// [`Rejected::Full`] when as many jobs wait as the queue holds, [`Rejected::Draining`] once a drain or an
+    /// abort has begun. Both carry the job, and both are counted.
+    pub fn try_submit<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.admit(job, None, Patience::None)
+    }
+
+    /// Admits a job, and blocks while the queue is full, `timeout` at most.
+    ///
+    /// # Errors
+    ///
+    /// [`Rejected::Full`] when there was no room in that time, [`Rejected::Draining`] once a drain or an abort
+    /// has begun, also while it blocks. Both carry the job, and both are counted.
+    pub fn submit_timeout<F, T>(&self, job: F, timeout: Duration) -> Result<JobHandle<T>, Rejected<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.admit(job, None, Patience::lasting(timeout))
+    }
+
+    /// As [`submit`](Pool::submit), for a job whose outcome nobody asks for: there is no handle, which saves
+    /// a quarter of what a job costs at least. The numbers count it; a panic is reported by the panic hook alone.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Pool::submit).
+    pub fn execute<F>(&self, job: F) -> Result<(), Rejected<F>>
+    where
+        F: FnOnce() + Send + 'static,
+    {
+        self.workers.submit(Task::plain(job), Patience::Endless).map_err(|it| it.map(Task::take_back))
+    }
+
+    /// As [`execute`](Pool::execute), but never blocks.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_submit`](Pool::try_submit).
+    pub fn try_execute<F>(&self, job: F) -> Result<(), Rejected<F>>
+    where
+        F: FnOnce() + Send + 'static,
+    {
+        self.workers.submit(Task::plain(job), Patience::None).map_err(|it| it.map(Task::take_back))
+    }
+
+    /// This pool, with a deadline for what is submitted through it: a job that has not been started within
+    /// `deadline` of its submission is dropped unrun, counted as expired, and its handle says so. The time that
+    /// a submission blocks is part of it. A job that has been started runs to its end.
+    ///
+    /// ```
+    /// # let pool = millpond::Pool::builder("doc").workers(1).build()?;
+    /// use std::time::Duration;
+    /// use millpond::JobError;
+    /// let slow = pool.submit(|| std::thread::sleep(Duration::from_millis(50)))?;
+    /// let stale = pool.with_deadline(Duration::from_millis(10)).submit(|| "too late for anyone")?;
+    /// assert_eq!(stale.join(), Err(JobError::Expired));
+    /// # drop(slow);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Duration) -> WithDeadline<'_> {
+        WithDeadline { pool: self, deadline }
+    }
+
+    /// One job for each item, and their results in the order of the items.
+    ///
+    /// Submits as the results are asked for, a bounded number ahead, so that the items may be endless; see
+    /// [`Map::look_ahead`]. The first result asked for submits the first job.
+    ///
+    /// ```
+    /// # let pool = millpond::Pool::builder("doc").workers(4).build()?;
+    /// let lengths = pool.map(["a", "bc", "def"], |word| word.len());
+    /// assert_eq!(lengths.collect::<Result<Vec<_>, _>>()?, [1, 2, 3]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn map<I, F, R>(&self, items: I, work: F) -> Map<'_, I::IntoIter, F, R>
+    where
+        I: IntoIterator,
+        I::Item: Send + 'static,
+        F: Fn(I::Item) -> R + Send + Sync + 'static,
+        R: Send + 'static,
+    {
+        Map::new(self, items.into_iter(), work)
+    }
+
+    fn admit<F, T>(
+        &self,
+        job: F,
+        deadline: Option<Duration>,
+        patience: Patience,
+    ) -> Result<JobHandle<T>, Rejected<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        let expires = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
+        let job = Arc::new(JobCell::new(job, expires));
+        let task = Task::handled(Arc::clone(&job) as Arc<dyn Run>);
+        match self.workers.submit(task, patience) {
+            Ok(()) => Ok(JobHandle { job, pool: self.workers.id() }),
+            // The task is dropped after that, and finds nothing to abort.
+            Err(rejected) => Err(rejected.map(|_task| job.take_back())),
         }
-        outcome
+    }
+
+    /// Sets the number of workers, 1 to [`MAX_WORKERS`], while the pool works. No job is lost.
+    ///
+    /// When it returns, those that were missing have been started, and have done what
+    /// [`PoolBuilder::on_worker_start`] says. Those that are too many leave after the job they run, and until
+    /// then they count as workers. A worker that is the last that does not wait for its own pool stays as long
+    /// as that is so.
+    ///
+    /// # Errors
+    ///
+    /// [`PoolError::Workers`] for a number out of range, [`PoolError::Draining`] once a drain or an abort has
+    /// begun, [`PoolError::Spawn`] when the system refuses a thread, [`PoolError::Init`] when a new worker
+    /// could not begin. After the last two the pool goes on with the workers it has.
+    pub fn resize(&self, workers: usize) -> Result<(), PoolError> {
+        self.workers.resize(workers)
     }
 
     /// Stops admission, lets the workers finish every admitted job, and waits for them, `timeout` at most. It
-    /// returns as soon as the last job has ended. What then still waits in the queue is dropped and counted
-    /// as aborted, and workers still in a job exit after it; their threads are not waited for.
+    /// returns as soon as the last job has ended. What then still waits in the queue is dropped and counted as
+    /// aborted, and workers still in a job exit after it; their threads are not waited for.
     ///
-    /// Safe to call again and from several threads: each call waits for the same end.
+    /// Safe to call again and from several threads: each call waits for the same end. On a worker of this pool
+    /// it cannot come to an end before its timeout, because the job that calls it runs.
     pub fn drain(&self, timeout: Duration) -> Drained {
-        let shared = &self.shared;
-        shared.advance(DRAINING);
-        // A submitter inside is between two steps that do not block, so this is a matter of microseconds.
-        while shared.inside.load(Ordering::SeqCst) > 0 {
-            std::thread::yield_now();
-        }
-        shared.advance(CLOSED);
-        self.wait_for_exit(timeout)
+        self.workers.drain(timeout)
     }
 
-    /// Stops admission, drops every job that waits and counts it as aborted. Running jobs run on; each worker
-    /// exits after its job. Does not wait for them.
+    /// Stops admission, drops every job that waits and counts it as aborted. Running jobs run on, and are told
+    /// through [`CancelToken::current`]; each worker exits after its job. Does not wait for them.
     pub fn abort(&self) -> Drained {
-        self.wait_for_exit(Duration::ZERO)
+        self.workers.abort()
     }
 
-    fn wait_for_exit(&self, timeout: Duration) -> Drained {
-        let shared = &self.shared;
-        let alive = lock(&shared.alive);
-        let alive = if timeout.is_zero() {
-            alive
-        } else {
-            shared
-                .all_exited
-                .wait_timeout_while(alive, timeout, |alive| *alive > 0)
-                .unwrap_or_else(std::sync::PoisonError::into_inner)
-                .0
-        };
-        let all_exited = *alive == 0;
-        drop(alive);
-        let mut dropped = 0;
-        if all_exited {
-            for thread in lock(&self.threads).drain(..) {
-                // Its last act was to leave `alive`, so this blocks for no longer than a thread's exit takes.
-                let _ = thread.join();
-            }
-        } else {
-            shared.advance(ABORTED);
-            while shared.inside.load(Ordering::SeqCst) > 0 {
-                std::thread::yield_now();
-            }
-            dropped = shared.drop_queued();
-        }
-        let stats = self.stats();
-        Drained { running: if all_exited { 0 } else { stats.busy }, dropped, stats }
-    }
-
-    /// Reads every number of the pool at once. Takes no lock that a worker or submitter waits on; costs a
-    /// look at each worker's cells.
+    /// Reads every number of the pool at once. Takes no lock that a submitter or a working worker waits on;
+    /// costs a look at each worker's cells.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.shared.read_stats()
+        self.workers.stats()
     }
 
     /// How long the job that has waited longest has been waiting; zero when none waits.
     #[must_use]
     pub fn oldest_age(&self) -> Duration {
-        self.shared.read_oldest_age()
+        self.workers.oldest_age()
     }
 
     /// A collector of the pool's metrics, `millpond_pool_*`, labelled `pool="<name>"`, for a `prometheus`
-    /// registry.
+    /// registry. [`PoolBuilder::registry`] registers it at the start.
     #[must_use]
     pub fn collector(&self) -> Box<dyn prometheus::core::Collector> {
-        collector(self.meter())
-    }
-
-    /// The pool's gauges without its job type, for whoever only reads them.
-    pub(crate) fn meter(&self) -> Arc<dyn Meter> {
-        Arc::clone(&self.shared) as Arc<dyn Meter>
+        collector(self.workers.meter())
     }
 }
 
-/// See [`Pool::collector`].
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("name", &self.name()).finish_non_exhaustive()
+    }
+}
+
+/// A pool, and a deadline for what is submitted through it; see [`Pool::with_deadline`]. Its methods are those
+/// of [`Pool`].
+#[derive(Clone, Copy, Debug)]
+pub struct WithDeadline<'p> {
+    pool: &'p Pool,
+    deadline: Duration,
+}
+
+impl WithDeadline<'_> {
+    /// As [`Pool::submit`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::submit`].
+    pub fn submit<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.pool.admit(job, Some(self.deadline), Patience::Endless)
+    }
+
+    /// As [`Pool::try_submit`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::try_submit`].
+    pub fn try_submit<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.pool.admit(job, Some(self.deadline), Patience::None)
+    }
+
+    /// As [`Pool::submit_timeout`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Pool::submit_timeout`].
+    pub fn submit_timeout<F, T>(&self, job: F, timeout: Duration) -> Result<JobHandle<T>, Rejected<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        self.pool.admit(job, Some(self.deadline), Patience::lasting(timeout))
+    }
+}
+
+/// A collector of what this pool says of itself.
 pub(crate) fn collector(meter: Arc<dyn Meter>) -> Box<dyn prometheus::core::Collector> {
     let name = meter.name().to_owned();
     crate::metrics::collector(metrics::PoolMetrics(meter), &[("pool", &name)])
@@ -265,160 +374,148 @@ pub(crate) trait Meter: Send + Sync {
     fn oldest_age(&self) -> Duration;
 }
 
-impl<J: Send> Meter for Shared<J> {
-    fn name(&self) -> &str {
-        &self.name
-    }
-
-    fn stats(&self) -> Stats {
-        self.read_stats()
-    }
-
-    fn oldest_age(&self) -> Duration {
-        self.read_oldest_age()
-    }
-}
-
-impl<J> Shared<J> {
-    /// Raises the stage, and wakes every sleeper to see it.
-    fn advance(&self, stage: u8) {
-        self.stage.fetch_max(stage, Ordering::SeqCst);
-        self.queue.wake_all();
-    }
-
-    /// Takes what is queued and drops it, counted as aborted.
-    fn drop_queued(&self) -> u64 {
-        let mut dropped = 0;
-        while let Some(queued) = self.queue.try_take() {
-            // Counted before it is dropped: a destructor may be slow, but the job has left the queue.
-            self.aborted.fetch_add(1, Ordering::Release);
-            quietly(|| drop(queued));
-            dropped += 1;
-        }
-        dropped
-    }
-}
-
-impl<J: Send + 'static> Drop for Pool<J> {
-    fn drop(&mut self) {
-        // After an abort, or a drain that timed out, nobody is waited for: a stuck job must not hang its
-        // dropper. Nor must it keep a panic from being seen.
-        if std::thread::panicking() {
-            self.abort();
-        } else if self.shared.stage.load(Ordering::SeqCst) < ABORTED {
-            self.drain(Duration::MAX);
-        }
-    }
-}
-
-impl<J: Send + 'static> fmt::Debug for Pool<J> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool")
-            .field("name", &self.shared.name)
-            .field("workers", &self.shared.cells.len())
-            .finish()
-    }
+/// As many workers as the machine runs threads at once.
+fn default_workers() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS)
 }
 
 /// The description of a pool; see [`Pool::builder`].
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct PoolBuilder {
     name: String,
     workers: usize,
     queue_capacity: usize,
     stack_size: usize,
-    clock: Clock,
+    timed: bool,
+    registry: Option<Registry>,
+    init: Option<workers::Init>,
 }
 
 impl PoolBuilder {
-    /// Sets the number of worker threads, 1 to [`MAX_WORKERS`]. Unless set, 1.
+    /// Sets the number of worker threads, 1 to [`MAX_WORKERS`]. Unless set, as many as the machine runs at
+    /// once; jobs that block call for more.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
     }
 
-    /// Sets how many jobs may wait, at least 1. Unless set, 1. The queue's memory is taken at the start:
-    /// about 32 bytes and the size of a job for each.
+    /// Sets how many jobs may wait, 1 to [`MAX_QUEUE_CAPACITY`]. Unless set, [`DEFAULT_QUEUE_CAPACITY`]. The
+    /// queue's memory is taken at the start: about 48 bytes for each.
     #[must_use]
     pub fn queue_capacity(mut self, jobs: usize) -> Self {
         self.queue_capacity = jobs;
         self
     }
 
-    /// Sets the size of each worker's stack, in bytes. Unless set, [`DEFAULT_STACK_SIZE`]. The system rounds
-    /// it up and takes memory only for what is touched.
+    /// Sets the size of each worker's stack, in bytes. Unless set, [`DEFAULT_STACK_SIZE`]. The system rounds it
+    /// up and takes memory only for what is touched.
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = bytes;
         self
     }
 
-    /// Reads times from this clock, so that they can be compared with others of the same clock.
+    /// Sets whether waits and durations are measured. Unless set, they are. Without them a job costs two looks
+    /// at the clock less, and every time in [`Stats`] and in the metrics stays 0; jobs are counted all the same.
     #[must_use]
-    pub fn clock(mut self, clock: Clock) -> Self {
-        self.clock = clock;
+    pub fn timed(mut self, timed: bool) -> Self {
+        self.timed = timed;
         self
     }
 
-    /// Starts the workers; `handler` is called once for each, on the calling thread, with the worker's number
-    /// from 0.
+    /// Has the pool's metrics, those of [`Pool::collector`], put into this registry at the start.
+    #[must_use]
+    pub fn registry(mut self, registry: &Registry) -> Self {
+        self.registry = Some(registry.clone());
+        self
+    }
+
+    /// Sets what each worker does before its first job, on its own thread, given its number from 0: open a
+    /// connection, set a thread-local, lower a priority. [`build`](PoolBuilder::build) and
+    /// [`Pool::resize`] wait for it. An error, or a panic, is an error there.
+    ///
+    /// ```
+    /// use millpond::{Pool, PoolError};
+    ///
+    /// let refused = Pool::builder("doc").on_worker_start(|_| Err("no such database".into())).build();
+    /// assert_eq!(refused.unwrap_err().to_string(), "a worker could not begin: no such database");
+    /// ```
+    #[must_use]
+    pub fn on_worker_start(
+        mut self,
+        init: impl Fn(usize) -> Result<(), InitError> + Send + Sync + 'static,
+    ) -> Self {
+        self.init = Some(Arc::new(init));
+        self
+    }
+
+    /// Starts the workers.
     ///
     /// # Errors
     ///
     /// [`PoolError::Workers`] and [`PoolError::QueueCapacity`] for a number out of range,
-    /// [`PoolError::Spawn`] when the system refuses a thread. No thread is left behind.
-    pub fn start<J, H>(self, mut handler: impl FnMut(usize) -> H) -> Result<Pool<J>, PoolError>
-    where
-        J: Send + 'static,
-        H: Handler<J> + 'static,
-    {
-        if self.workers == 0 || self.workers > MAX_WORKERS {
-            return Err(PoolError::Workers(self.workers));
-        }
-        if self.queue_capacity == 0 || self.queue_capacity > MAX_QUEUE_CAPACITY {
-            return Err(PoolError::QueueCapacity(self.queue_capacity));
-        }
-        let shared = Arc::new(Shared {
-            name: self.name,
-            clock: self.clock,
-            queue: Queue::new(self.queue_capacity, self.workers),
-            cells: (0..self.workers).map(|_| WorkerCell::new()).collect(),
-            stage: AtomicU8::new(OPEN),
-            inside: AtomicU64::new(0),
-            aborted: AtomicU64::new(0),
-            busy_reported_ns: AtomicU64::new(0),
-            rejected_full: AtomicU64::new(0),
-            rejected_draining: AtomicU64::new(0),
-            alive: Mutex::new(0),
-            all_exited: Condvar::new(),
-        });
-        let pool = Pool { shared, threads: Mutex::new(Vec::with_capacity(self.workers)) };
-        for number in 0..self.workers {
-            // An early return drops the pool, which sends home the workers started so far.
-            let thread = worker::spawn(&pool.shared, number, self.stack_size, handler(number))
-                .map_err(|source| PoolError::Spawn { started: number, source })?;
-            lock(&pool.threads).push(thread);
+    /// [`PoolError::Spawn`] when the system refuses a thread, [`PoolError::Init`] when a worker could not
+    /// begin, [`PoolError::Register`] when the registry has a pool of this name. No thread is left behind.
+    pub fn build(self) -> Result<Pool, PoolError> {
+        let PoolBuilder { name, workers, queue_capacity, stack_size, timed, registry, init } = self;
+        let clock = Clock::start();
+        let settings =
+            Settings { name, workers, queue_capacity, stack_size, clock, timed, lingers: true, init };
+        let pool = Pool { workers: Workers::start(settings, |_| Runner)? };
+        if let Some(registry) = registry {
+            registry.register(pool.collector()).map_err(|source| PoolError::Register { source })?;
         }
         Ok(pool)
     }
 }
 
+impl fmt::Debug for PoolBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PoolBuilder")
+            .field("name", &self.name)
+            .field("workers", &self.workers)
+            .field("queue_capacity", &self.queue_capacity)
+            .finish_non_exhaustive()
+    }
+}
+
 /// Why a job was not admitted; it comes back inside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Rejected<J> {
     /// As many jobs wait as the queue holds.
     Full(J),
     /// The pool drains, or has.
     Draining(J),
+    /// The submitter is a worker of this pool, and the queue would stay full for ever, because every worker
+    /// waits for its own pool.
+    Deadlock(J),
 }
 
 impl<J> Rejected<J> {
     /// Takes the job out of the error.
     pub fn into_job(self) -> J {
         match self {
-            Rejected::Full(job) | Rejected::Draining(job) => job,
+            Rejected::Full(job) | Rejected::Draining(job) | Rejected::Deadlock(job) => job,
         }
+    }
+
+    pub(crate) fn map<K>(self, change: impl FnOnce(J) -> K) -> Rejected<K> {
+        match self {
+            Rejected::Full(job) => Rejected::Full(change(job)),
+            Rejected::Draining(job) => Rejected::Draining(change(job)),
+            Rejected::Deadlock(job) => Rejected::Deadlock(change(job)),
+        }
+    }
+}
+
+impl<J> fmt::Debug for Rejected<J> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Rejected::Full(_) => "Full(..)",
+            Rejected::Draining(_) => "Draining(..)",
+            Rejected::Deadlock(_) => "Deadlock(..)",
+        })
     }
 }
 
@@ -427,11 +524,14 @@ impl<J> fmt::Display for Rejected<J> {
         f.write_str(match self {
             Rejected::Full(_) => "the pool's queue is full",
             Rejected::Draining(_) => "the pool is draining",
+            Rejected::Deadlock(_) => {
+                "the pool's queue is full, and every worker, this one included, waits for the pool"
+            }
         })
     }
 }
 
-impl<J: fmt::Debug> std::error::Error for Rejected<J> {}
+impl<J> std::error::Error for Rejected<J> {}
 
 /// Why a pool did not start.
 #[derive(Debug)]
@@ -448,6 +548,18 @@ pub enum PoolError {
         /// What it said.
         source: io::Error,
     },
+    /// A worker could not begin: [`PoolBuilder::on_worker_start`] failed or panicked.
+    Init {
+        /// What it said.
+        source: InitError,
+    },
+    /// The registry did not take the pool's metrics; as a rule it has those of a pool of this name.
+    Register {
+        /// What it said.
+        source: prometheus::Error,
+    },
+    /// The pool drains, or has, and its workers are leaving.
+    Draining,
 }
 
 impl fmt::Display for PoolError {
@@ -462,6 +574,11 @@ impl fmt::Display for PoolError {
             PoolError::Spawn { started, .. } => {
                 write!(f, "the system gave {started} worker threads and refused the next")
             }
+            PoolError::Init { source } => write!(f, "a worker could not begin: {source}"),
+            PoolError::Register { .. } => {
+                f.write_str("the registry did not take the pool's metrics; has it a pool of the same name?")
+            }
+            PoolError::Draining => f.write_str("the pool is draining, and its workers are leaving"),
         }
     }
 }
@@ -470,7 +587,10 @@ impl std::error::Error for PoolError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             PoolError::Spawn { source, .. } => Some(source),
-            _ => None,
+            // Its words stand in the message above; what is beneath them is next.
+            PoolError::Init { source } => source.source(),
+            PoolError::Register { source } => Some(source),
+            PoolError::Workers(_) | PoolError::QueueCapacity(_) | PoolError::Draining => None,
         }
     }
 }
@@ -487,7 +607,12 @@ pub fn panic_message(payload: &(dyn Any + Send)) -> &str {
 
 /// How a drain or an abort ended.
 #[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct Drained {
+    /// Jobs that were run to their end since the call, those that panicked included.
+    pub finished: u64,
+    /// Jobs found cancelled or expired since the call.
+    pub cancelled: u64,
     /// Jobs still running when it returned; their workers exit after them.
     pub running: usize,
     /// Jobs that were waiting and were dropped.

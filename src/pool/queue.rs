@@ -2,15 +2,14 @@
 //!
 //! The queue is a bounded `crossbeam-channel`. Beside it stand the count of jobs ever pushed, and a ring with
 //! the time of each push, so that anyone can say how long the job at the head has waited without touching the
-//! channel. A push pays one read-modify-write for both, on a line that only submitters write; a take pays
-//! nothing.
+//! channel. A take pays nothing for that.
 //!
 //! # Why no wake-up is lost
 //!
-//! Sleepers wait on an `event_listener::Event`. A submitter pushes, then calls `notify(1)`; a worker that
-//! finds the queue empty registers as a listener, **looks a second time**, and only then sleeps. `notify` and
-//! `listen` both contain a sequentially consistent fence, so either the worker's second look sees the job, or
-//! the submitter's notify sees the listener.
+//! Sleepers wait on an `event_listener::Event`. A submitter pushes, then looks whether anyone sleeps, and if so
+//! calls `notify(1)`; a worker that finds the queue empty counts itself among the sleepers, **looks a second
+//! time**, and only then sleeps. Push, count and both looks are sequentially consistent, so either the
+//! worker's second look sees the job, or the submitter sees the sleeper.
 //!
 //! `notify(1)` is throttled: while a notified listener has not yet woken it does nothing, so at most one
 //! worker is being woken at a time. That loses nothing because of the cascade: a woken worker that takes a
@@ -20,11 +19,26 @@
 //! if one is left, notifies, or finds none. (3) A worker that registered but found a job at its second look
 //! drops its listener, and a notification it had been given passes to another listener. So the duty is handed
 //! on until no job waits or no worker sleeps.
+//!
+//! # Lingering
+//!
+//! To fall asleep and to be woken costs more than many a job. So one worker at a time, having run out of
+//! jobs, lingers: it looks again for some microseconds before it sleeps, and while it does a submitter need
+//! not wake anyone. It has a woken worker's duties: having found a job, it first says that it lingers no
+//! more, and if there are others behind the one it takes it wakes the next. The argument above holds with
+//! "lingers" for "has been notified": a submitter that saw it lingering had pushed before it stopped, and so
+//! before its next look.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use event_listener::{Event, Listener, listener};
+
+/// For how long a worker lingers: 2^0 + 2^1 + ... + 2^6 pauses of the processor, each followed by a look, then
+/// some turns given to other threads; in all 3 to 5 us where nobody else wants to run. It is the measure of
+/// `crossbeam`'s `Backoff`, and less than it takes to wake a thread.
+const LINGER_PAUSES: u32 = 7;
+const LINGER_YIELDS: u32 = 4;
 
 /// A job and when it was pushed.
 pub(crate) struct Queued<J> {
@@ -36,18 +50,64 @@ pub(crate) struct Queue<J> {
     sender: Sender<Queued<J>>,
     receiver: Receiver<Queued<J>>,
     pushes: Pushes,
+    idle: Idle,
+}
+
+/// Workers with nothing to do. On lines of its own: it changes all the time, and what stands beside it does
+/// not.
+#[derive(Default)]
+#[repr(align(128))]
+struct Idle {
     sleepers: Event,
+    /// Workers that sleep, or are about to.
+    sleeping: AtomicUsize,
+    /// Whether a worker lingers.
+    lingering: AtomicBool,
+}
+
+/// Why a job was not pushed; it comes back.
+pub(crate) enum Refused<J> {
+    /// Submitters are not admitted.
+    Closed(J),
+    /// There is no room.
+    Full(J),
 }
 
 impl<J> Queue<J> {
-    /// A queue for `capacity` jobs and this many workers.
-    pub(crate) fn new(capacity: usize, workers: usize) -> Self {
+    /// A queue for `capacity` jobs.
+    pub(crate) fn new(capacity: usize) -> Self {
         let (sender, receiver) = bounded(capacity);
-        // Beside those that wait, each worker may have one in hand that it has not counted yet.
-        Queue { sender, receiver, pushes: Pushes::new(capacity + workers), sleepers: Event::new() }
+        Queue { sender, receiver, pushes: Pushes::new(capacity), idle: Idle::default() }
     }
 
-    /// Puts a job at the back, or gives it back when the queue is full. The caller wakes a worker afterwards.
+    /// Puts a submitter's job at the back, if there is room and `open` says so. `open` is asked when the
+    /// submitter counts as inside, which it does until the job is in the queue. The caller wakes a worker
+    /// afterwards.
+    pub(crate) fn admit(&self, job: J, now_ns: u64, open: impl FnOnce() -> bool) -> Result<(), Refused<J>> {
+        self.pushes.enter();
+        if !open() {
+            self.pushes.leave();
+            return Err(Refused::Closed(job));
+        }
+        match self.sender.try_send(Queued { job, submitted_ns: now_ns }) {
+            Ok(()) => {
+                self.pushes.leave_and_count(now_ns);
+                Ok(())
+            }
+            Err(refused) => {
+                self.pushes.leave();
+                Err(Refused::Full(refused.into_inner().job))
+            }
+        }
+    }
+
+    /// Whether a submitter is inside.
+    pub(crate) fn has_anyone_inside(&self) -> bool {
+        self.pushes.inside() > 0
+    }
+
+    /// Puts a worker's own job at the back, or gives it back when the queue is full. The caller wakes a worker
+    /// afterwards.
     pub(crate) fn push(&self, job: J, now_ns: u64) -> Result<(), J> {
         match self.sender.try_send(Queued { job, submitted_ns: now_ns }) {
             Ok(()) => {
@@ -67,6 +127,10 @@ impl<J> Queue<J> {
         self.receiver.is_empty()
     }
 
+    pub(crate) fn is_full(&self) -> bool {
+        self.receiver.is_full()
+    }
+
     pub(crate) fn capacity(&self) -> usize {
         self.receiver.capacity().unwrap_or(usize::MAX)
     }
@@ -74,58 +138,114 @@ impl<J> Queue<J> {
     /// How many jobs were ever pushed. It may lag a push by an instant, so a job may be taken before it is
     /// counted.
     pub(crate) fn pushed(&self) -> u64 {
-        self.pushes.counted.load(Ordering::Acquire)
+        self.pushes.counted()
     }
 
-    /// How long the job at the head has waited, when `taken` jobs have left the queue.
+    /// How long the job at the head has waited, when workers say that they have taken `taken` jobs.
     pub(crate) fn oldest_age_ns(&self, taken: u64, now_ns: u64) -> u64 {
-        self.pushes.time_of_ns(taken).map_or(0, |pushed_ns| now_ns.saturating_sub(pushed_ns))
+        // Workers may have more in hand, each one that it has not counted yet; but no more jobs wait than there
+        // is room for.
+        let head = taken.max(self.pushed().saturating_sub(self.capacity() as u64));
+        self.pushes.time_of_ns(head).map_or(0, |pushed_ns| now_ns.saturating_sub(pushed_ns))
     }
 
-    /// Wakes a sleeping worker, unless one is being woken already.
+    /// Wakes a sleeping worker, unless one is awake that will look, or is being woken already.
     pub(crate) fn wake_one(&self) {
-        self.sleepers.notify(1);
+        if !self.idle.lingering.load(Ordering::SeqCst) && self.idle.sleeping.load(Ordering::SeqCst) > 0 {
+            self.idle.sleepers.notify(1);
+        }
     }
 
     pub(crate) fn wake_all(&self) {
-        self.sleepers.notify(usize::MAX);
+        self.idle.sleepers.notify(usize::MAX);
+    }
+
+    /// Looks for a job again and again, unless another worker does. Says whether there is one.
+    pub(crate) fn linger(&self) -> bool {
+        if self.idle.lingering.swap(true, Ordering::SeqCst) {
+            return false;
+        }
+        let found = (0..LINGER_PAUSES + LINGER_YIELDS).any(|step| {
+            if step < LINGER_PAUSES {
+                (0..1 << step).for_each(|_| std::hint::spin_loop());
+            } else {
+                std::thread::yield_now();
+            }
+            !self.is_empty()
+        });
+        self.idle.lingering.store(false, Ordering::SeqCst);
+        found
     }
 
     /// Sleeps until woken, unless the queue is not empty or `leave` says so at the second look.
-    pub(crate) fn sleep(&self, leave: impl Fn() -> bool) {
-        listener!(self.sleepers => listener);
+    pub(crate) fn sleep(&self, leave: impl FnOnce() -> bool) {
+        listener!(self.idle.sleepers => listener);
+        self.idle.sleeping.fetch_add(1, Ordering::SeqCst);
         if self.is_empty() && !leave() {
             listener.wait();
         }
+        self.idle.sleeping.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
-/// The count of pushes, and the time of each that may still be waiting.
+/// The count of pushes, the time of each that may still be waiting, and the count of submitters inside.
+///
+/// Both counts are in one word, so that a submission writes it twice and no other: submitters inside in the low
+/// 16 bits, each a thread between two steps that do not block; pushes above them, of which 48 bits hold nine
+/// years at a million a second.
 ///
 /// The ring is indexed by the number of the push. An entry holds the time in microseconds above 16 bits of
 /// the lap it was written in, so that a reader can tell an entry that is not yet written from the one a lap
-/// before. A slot is written again only a whole ring later, when its job has long been taken, because the
-/// ring has room for the queue and for what the workers have in hand.
+/// before. A slot is written again only a whole ring later, when its job has been taken, because the ring has
+/// more room than the queue.
 ///
 /// Two submitters that push at the same instant may be counted in the other order, which puts the wrong one
 /// of two nearly equal times beside each job. Only the age of the head is read here; a job's own wait is
 /// measured from its own time.
 #[repr(align(128))]
 struct Pushes {
-    counted: AtomicU64,
+    word: AtomicU64,
     ring: Box<[AtomicU64]>,
 }
 
+const INSIDE_BITS: u32 = 16;
+const INSIDE: u64 = (1 << INSIDE_BITS) - 1;
 const LAP_BITS: u32 = 16;
 
 impl Pushes {
     fn new(size: usize) -> Self {
-        let ring = (0..size.next_power_of_two()).map(|_| AtomicU64::new(0)).collect();
-        Pushes { counted: AtomicU64::new(0), ring }
+        let ring = (0..(size + 1).next_power_of_two()).map(|_| AtomicU64::new(0)).collect();
+        Pushes { word: AtomicU64::new(0), ring }
+    }
+
+    fn counted(&self) -> u64 {
+        self.word.load(Ordering::Acquire) >> INSIDE_BITS
+    }
+
+    fn inside(&self) -> u64 {
+        self.word.load(Ordering::SeqCst) & INSIDE
+    }
+
+    // SeqCst: see `workers.rs`, the part on states.
+    fn enter(&self) {
+        self.word.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn leave(&self) {
+        self.word.fetch_sub(1, Ordering::Release);
+    }
+
+    fn leave_and_count(&self, now_ns: u64) {
+        let before = self.word.fetch_add((1 << INSIDE_BITS) - 1, Ordering::AcqRel);
+        self.note(before >> INSIDE_BITS, now_ns);
     }
 
     fn count(&self, now_ns: u64) {
-        let number = self.counted.fetch_add(1, Ordering::AcqRel);
+        let before = self.word.fetch_add(1 << INSIDE_BITS, Ordering::AcqRel);
+        self.note(before >> INSIDE_BITS, now_ns);
+    }
+
+    fn note(&self, number: u64, now_ns: u64) {
         let entry = ((now_ns / 1000) << LAP_BITS) | self.lap(number);
         self.slot(number).store(entry, Ordering::Release);
     }
@@ -153,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_gives_the_job_back() {
-        let queue = Queue::new(2, 1);
+        let queue = Queue::new(2);
         assert_eq!(queue.push('a', 1), Ok(()));
         assert_eq!(queue.push('b', 1), Ok(()));
         assert_eq!(queue.push('c', 1), Err('c'));
@@ -162,7 +282,7 @@ mod tests {
 
     #[test]
     fn the_age_is_that_of_the_head_over_many_laps() {
-        let queue = Queue::new(3, 1);
+        let queue = Queue::new(3);
         let mut taken = 0;
         let us = 1000;
         assert_eq!(queue.oldest_age_ns(taken, 5 * us), 0, "nothing waits");

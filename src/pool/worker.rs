@@ -18,21 +18,24 @@
 //!   rest need not touch it. `metrics.rs` sees to it that the sum over all workers never falls.
 
 use std::any::Any;
-use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::thread::JoinHandle;
 
 use super::queue::{Queue, Queued};
-use super::{ABORTED, CLOSED, Shared};
+use super::workers::{ABORTED, CLOSED, Shared};
 use crate::clock::Clock;
 use crate::metrics::{Counter, LATENCY_BOUNDS_NS, Latency};
-use crate::sync::lock;
+
+/// What a queue holds.
+pub(crate) trait Job: Send + 'static {
+    /// Ends a job that was queued and will not be run: an abort took it out of the queue. Calls `count` with
+    /// how it ended before anyone who waits for it is told.
+    fn abandon(self, count: &mut dyn FnMut(Outcome));
+}
 
 /// What one worker does with jobs. Each worker owns one value, so it may keep buffers and counters that no
-/// other thread touches. Any `FnMut(J) + Send` closure is a handler.
-pub trait Handler<J>: Send {
+/// other thread touches.
+pub(crate) trait Handler<J>: Send {
     /// Runs a job. It may block, and may panic: the panic ends the job, and is counted, but the worker and
     /// this value go on, so a handler leaves itself in order at every point where it may panic.
     fn run(&mut self, job: J, turn: &mut Turn<'_, J>);
@@ -41,43 +44,84 @@ pub trait Handler<J>: Send {
     fn rest(&mut self) {}
 }
 
-impl<J, F: FnMut(J) + Send> Handler<J> for F {
-    fn run(&mut self, job: J, _turn: &mut Turn<'_, J>) {
-        self(job);
-    }
+/// How a job that was admitted ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It returned.
+    Completed,
+    /// It panicked.
+    Panicked,
+    /// It was cancelled while it waited.
+    Cancelled,
+    /// It waited longer than its deadline.
+    Expired,
+    /// An abort took it out of the queue.
+    Aborted,
 }
 
-/// What a running job may know and ask of its pool.
-#[derive(Debug)]
-pub struct Turn<'a, J> {
+/// A job in the hands of a worker: what it may know and ask of its pool, and how it is counted.
+pub(crate) struct Turn<'a, J> {
     queue: &'a Queue<J>,
-    clock: Clock,
+    cell: &'a WorkerCell,
+    watch: Watch,
     submitted_ns: u64,
     started_ns: u64,
+    /// When it was counted as ended; 0 until then.
+    ended_ns: u64,
+    /// When the worker was free again.
+    free_ns: u64,
 }
 
 impl<J> Turn<'_, J> {
     /// When the job was submitted, in nanoseconds of the pool's clock.
-    #[must_use]
-    pub fn submitted_ns(&self) -> u64 {
+    pub(crate) fn submitted_ns(&self) -> u64 {
         self.submitted_ns
     }
 
     /// When the worker took it.
-    #[must_use]
-    pub fn started_ns(&self) -> u64 {
+    pub(crate) fn started_ns(&self) -> u64 {
         self.started_ns
     }
 
     /// Reads the pool's clock.
-    #[must_use]
-    pub fn now_ns(&self) -> u64 {
-        self.clock.now_ns()
+    pub(crate) fn now_ns(&self) -> u64 {
+        self.watch.now_ns()
+    }
+
+    /// Says that the job is being run, and was not found to have ended while it waited. To be called first.
+    pub(crate) fn begin(&self) {
+        if self.watch.runs {
+            self.cell.queue_wait.observe(self.started_ns.saturating_sub(self.submitted_ns));
+        }
+    }
+
+    /// Counts the job as ended. A handler that tells others of the end calls it before it does, so that whoever
+    /// has been told finds the job counted; for all others it is called when they return.
+    pub(crate) fn end(&mut self, outcome: Outcome) {
+        debug_assert_eq!(self.ended_ns, 0, "a job ends once");
+        self.ended_ns = self.watch.now_ns();
+        self.free_ns = self.ended_ns;
+        let cell = self.cell;
+        let ended = match outcome {
+            Outcome::Completed => &cell.completed,
+            Outcome::Panicked => &cell.panicked,
+            Outcome::Cancelled => return cell.cancelled.add(1),
+            Outcome::Expired => return cell.expired.add(1),
+            Outcome::Aborted => unreachable!("a worker aborts nothing it has taken"),
+        };
+        if self.watch.runs {
+            cell.job_duration.observe(self.ended_ns.saturating_sub(self.started_ns));
+        }
+        ended.add(1);
+    }
+
+    /// Says that time has passed since [`end`](Turn::end) that is not the next job's.
+    pub(crate) fn tarried(&mut self) {
+        self.free_ns = self.watch.now_ns();
     }
 
     /// Whether other jobs wait now; a long job may use it to give way.
-    #[must_use]
-    pub fn others_wait(&self) -> bool {
+    pub(crate) fn others_wait(&self) -> bool {
         !self.queue.is_empty()
     }
 
@@ -87,16 +131,23 @@ impl<J> Turn<'_, J> {
     /// # Errors
     ///
     /// The job comes back when the queue is full.
-    pub fn requeue(&self, job: J) -> Result<(), J> {
-        self.queue.push(job, self.clock.now_ns())?;
+    pub(crate) fn requeue(&self, job: J) -> Result<(), J> {
+        self.queue.push(job, self.now_ns())?;
         self.queue.wake_one();
         Ok(())
     }
 }
 
-impl<J> std::fmt::Debug for Queue<J> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Queue").field("capacity", &self.capacity()).finish_non_exhaustive()
+/// A clock that can be left at home: a pool that does not measure times reads none.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Watch {
+    pub(crate) clock: Clock,
+    pub(crate) runs: bool,
+}
+
+impl Watch {
+    pub(crate) fn now_ns(&self) -> u64 {
+        if self.runs { self.clock.now_ns() } else { 1 }
     }
 }
 
@@ -107,6 +158,8 @@ pub(crate) struct WorkerCell {
     taken: Counter,
     completed: Counter,
     panicked: Counter,
+    cancelled: Counter,
+    expired: Counter,
     /// The module's part on busy time: the sum when idle, the sum less the start when busy.
     busy: AtomicU64,
     /// When the running job started; 0 when none runs. Written by the worker, read for the longest-running
@@ -122,9 +175,30 @@ const RUNNING: u64 = 1 << 63;
 /// What a [`WorkerCell`] said at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorkerReading {
+    pub(crate) ended: Ended,
+    pub(crate) busy: bool,
+}
+
+/// How many jobs a worker has ended, by outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ended {
     pub(crate) completed: u64,
     pub(crate) panicked: u64,
-    pub(crate) busy: bool,
+    pub(crate) cancelled: u64,
+    pub(crate) expired: u64,
+}
+
+impl Ended {
+    pub(crate) fn sum(self) -> u64 {
+        self.completed + self.panicked + self.cancelled + self.expired
+    }
+}
+
+impl WorkerReading {
+    /// How many jobs it has taken out of the queue.
+    pub(crate) fn taken(&self) -> u64 {
+        self.ended.sum() + u64::from(self.busy)
+    }
 }
 
 impl WorkerCell {
@@ -133,6 +207,8 @@ impl WorkerCell {
             taken: Counter::default(),
             completed: Counter::default(),
             panicked: Counter::default(),
+            cancelled: Counter::default(),
+            expired: Counter::default(),
             busy: AtomicU64::new(0),
             running_since_ns: AtomicU64::new(0),
             queue_wait: Latency::new(&LATENCY_BOUNDS_NS),
@@ -159,18 +235,26 @@ impl WorkerCell {
         }
     }
 
+    fn ended(&self) -> Ended {
+        Ended {
+            completed: self.completed.get(),
+            panicked: self.panicked.get(),
+            cancelled: self.cancelled.get(),
+            expired: self.expired.get(),
+        }
+    }
+
     /// Reads the accounts as they were at one moment.
     pub(crate) fn read(&self) -> WorkerReading {
-        let mut completed = self.completed.get();
-        let mut panicked = self.panicked.get();
+        let mut ended = self.ended();
         loop {
             let taken = self.taken.get();
-            let again = (self.completed.get(), self.panicked.get());
-            if again == (completed, panicked) {
+            let again = self.ended();
+            if again == ended {
                 // `taken` was read between two equal readings of what ended, so it is their sum or one more.
-                return WorkerReading { completed, panicked, busy: taken > completed + panicked };
+                return WorkerReading { ended, busy: taken > ended.sum() };
             }
-            (completed, panicked) = again;
+            ended = again;
         }
     }
 
@@ -186,74 +270,60 @@ impl WorkerCell {
 
 /// The busy time a word from [`WorkerCell::busy_word`] stands for at `now_ns`, a time read after it.
 pub(crate) fn busy_ns(word: u64, now_ns: u64) -> u64 {
-    if word & RUNNING == 0 { word } else { word.wrapping_add(now_ns) & !RUNNING }
-}
-
-/// Starts a worker thread.
-pub(crate) fn spawn<J, H>(
-    shared: &Arc<Shared<J>>,
-    number: usize,
-    stack_size: usize,
-    mut handler: H,
-) -> io::Result<JoinHandle<()>>
-where
-    J: Send + 'static,
-    H: Handler<J> + 'static,
-{
-    let shared = Arc::clone(shared);
-    *lock(&shared.alive) += 1;
-    let leave = Leave(Arc::clone(&shared));
-    std::thread::Builder::new().name(format!("mill-{}-{number}", shared.name)).stack_size(stack_size).spawn(
-        move || {
-            // Moved in, so that it is dropped, and counted, whether the thread ran or was never granted.
-            let _leave = leave;
-            work(&shared, &shared.cells[number], &mut handler);
-        },
-    )
-}
-
-/// Counts a worker out when it is dropped.
-struct Leave<J>(Arc<Shared<J>>);
-
-impl<J> Drop for Leave<J> {
-    fn drop(&mut self) {
-        let mut alive = lock(&self.0.alive);
-        *alive -= 1;
-        if *alive == 0 {
-            self.0.all_exited.notify_all();
-        }
+    if word & RUNNING == 0 {
+        return word;
     }
+    let sum = word.wrapping_add(now_ns) & !RUNNING;
+    // The clocks of two processors may differ by nanoseconds, and the first job have begun in the reader's
+    // future.
+    if sum & (RUNNING >> 1) == 0 { sum } else { 0 }
 }
 
-fn work<J, H: Handler<J>>(shared: &Shared<J>, cell: &WorkerCell, handler: &mut H) {
+/// Runs jobs until there are no more to come, or the worker is let go.
+pub(crate) fn work<J: Job, H: Handler<J>>(shared: &Shared<J>, cell: &WorkerCell, handler: &mut H) {
     let queue = &shared.queue;
-    let clock = shared.clock;
-    let stage = || shared.stage.load(Ordering::SeqCst);
+    let watch = shared.watch;
+    let stage = || shared.pool.stage.load(Ordering::SeqCst);
+    let mut retired = false;
     let mut woken = false;
-    let mut ended_ns = None;
+    let mut free_ns = None;
     while stage() < ABORTED {
+        retired = retired || (shared.pool.crew.has_surplus() && shared.pool.crew.retire());
+        if retired {
+            // A wake-up it may have been given is another's now.
+            queue.wake_one();
+            break;
+        }
         let Some(queued) = queue.try_take() else {
             // The order matters: `closed` first, then a look at the queue. After `closed` nothing is added to
             // it but by running jobs, and their own workers look again after them.
             if stage() >= CLOSED && queue.is_empty() {
                 break;
             }
-            if let Some(ended_ns) = ended_ns.take() {
-                cell.rest(ended_ns);
+            if let Some(free_ns) = free_ns.take() {
+                cell.rest(free_ns);
+                if shared.lingers && queue.linger() {
+                    woken = true;
+                    continue;
+                }
             }
             quietly(|| handler.rest());
-            queue.sleep(|| stage() >= CLOSED);
+            queue.sleep(|| {
+                retired = shared.pool.crew.has_surplus() && shared.pool.crew.retire();
+                retired || stage() >= CLOSED
+            });
             woken = true;
             continue;
         };
+        shared.there_is_room();
         if std::mem::take(&mut woken) && !queue.is_empty() {
             queue.wake_one();
         }
-        let started_ns = ended_ns.unwrap_or_else(|| clock.now_ns());
-        ended_ns = Some(run(queue, clock, cell, handler, queued, started_ns));
+        let started_ns = free_ns.unwrap_or_else(|| watch.now_ns());
+        free_ns = Some(run(queue, watch, cell, handler, queued, started_ns));
     }
-    if let Some(ended_ns) = ended_ns {
-        cell.rest(ended_ns);
+    if let Some(free_ns) = free_ns {
+        cell.rest(free_ns);
     }
     if stage() == ABORTED {
         // A job that ran while the queue was being emptied may have requeued itself; nobody else would take
@@ -262,10 +332,10 @@ fn work<J, H: Handler<J>>(shared: &Shared<J>, cell: &WorkerCell, handler: &mut H
     }
 }
 
-/// Runs one job and counts it. Returns when it ended.
-fn run<J, H: Handler<J>>(
+/// Runs one job and counts it. Returns when the worker was free again.
+pub(crate) fn run<J, H: Handler<J>>(
     queue: &Queue<J>,
-    clock: Clock,
+    watch: Watch,
     cell: &WorkerCell,
     handler: &mut H,
     queued: Queued<J>,
@@ -273,19 +343,15 @@ fn run<J, H: Handler<J>>(
 ) -> u64 {
     let Queued { job, submitted_ns } = queued;
     cell.start(started_ns);
-    cell.queue_wait.observe(started_ns.saturating_sub(submitted_ns));
-    let mut turn = Turn { queue, clock, submitted_ns, started_ns };
-    let outcome = catch_unwind(AssertUnwindSafe(|| handler.run(job, &mut turn)));
-    let ended_ns = clock.now_ns();
-    cell.job_duration.observe(ended_ns.saturating_sub(started_ns));
-    match outcome {
-        Ok(()) => cell.completed.add(1),
-        Err(payload) => {
-            cell.panicked.add(1);
-            quietly(|| drop(payload));
-        }
+    let mut turn = Turn { queue, cell, watch, submitted_ns, started_ns, ended_ns: 0, free_ns: 0 };
+    let returned = catch_unwind(AssertUnwindSafe(|| handler.run(job, &mut turn)));
+    if turn.ended_ns == 0 {
+        turn.end(if returned.is_ok() { Outcome::Completed } else { Outcome::Panicked });
     }
-    ended_ns
+    if let Err(payload) = returned {
+        quietly(|| drop(payload));
+    }
+    turn.free_ns
 }
 
 /// Runs `step`, as a rule a destructor that is not ours; a panic in it is reported by the panic hook and
@@ -333,10 +399,13 @@ mod tests {
             let mut last = WorkerReading::default();
             while !done.load(Ordering::Acquire) {
                 let now = cell.read();
-                assert!(now.completed >= last.completed && now.panicked >= last.panicked);
+                assert!(
+                    now.ended.completed >= last.ended.completed && now.ended.panicked >= last.ended.panicked
+                );
                 last = now;
             }
         });
-        assert_eq!(cell.read(), WorkerReading { completed: 133_333, panicked: 66_667, busy: false });
+        let ended = Ended { completed: 133_333, panicked: 66_667, ..Ended::default() };
+        assert_eq!(cell.read(), WorkerReading { ended, busy: false });
     }
 }

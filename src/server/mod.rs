@@ -1,4 +1,4 @@
-//! A TCP server that runs any [`Service`] on a [`Pool`].
+//! A TCP server that runs any [`Service`] on a bounded pool of workers.
 //!
 //! # What it guarantees
 //!
@@ -65,7 +65,7 @@ use crate::clock::Clock;
 use crate::lifecycle::{Lifecycle, LifecycleMetrics, Phase};
 use crate::log_limit::LogLimit;
 use crate::metrics::collector;
-use crate::pool::{self, Meter, Pool, PoolError};
+use crate::pool::{self, Meter, PoolError, Workers};
 
 /// Listen backlog unless set. std's own is 128, and a full backlog makes clients wait a second for their next
 /// try.
@@ -79,7 +79,13 @@ const STUCK_AFTER: Duration = Duration::from_secs(5);
 
 /// How a server is to be run. [`Server::builder`] starts one; [`bind`](ServerBuilder::bind) ends it.
 #[derive(Clone, Debug)]
-pub struct ServerBuilder {
+pub struct ServerBuilder<S = ()> {
+    service: S,
+    settings: Settings,
+}
+
+#[derive(Clone, Debug)]
+struct Settings {
     name: String,
     workers: usize,
     stack_size: usize,
@@ -103,18 +109,24 @@ struct Limits {
     drain: Duration,
 }
 
-impl ServerBuilder {
+impl<S> ServerBuilder<S> {
+    /// Sets what is done with the bytes. To be set before the server can be started.
+    #[must_use]
+    pub fn service<T: Service>(self, service: T) -> ServerBuilder<T> {
+        ServerBuilder { service, settings: self.settings }
+    }
+
     /// Sets the number of workers, 1 to [`MAX_WORKERS`](crate::MAX_WORKERS). Unless set, 128.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
-        self.workers = workers;
+        self.settings.workers = workers;
         self
     }
 
     /// Sets each worker's stack in bytes. Unless set, [`DEFAULT_STACK_SIZE`](crate::DEFAULT_STACK_SIZE).
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
-        self.stack_size = bytes;
+        self.settings.stack_size = bytes;
         self
     }
 
@@ -122,7 +134,7 @@ impl ServerBuilder {
     /// [`RESERVED_DESCRIPTORS`], and [`DEFAULT_CONNECTIONS_CAP`] at most.
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
-        self.max_connections = Some(connections);
+        self.settings.max_connections = Some(connections);
         self
     }
 
@@ -130,14 +142,14 @@ impl ServerBuilder {
     /// longer than this. Unless set, it never is.
     #[must_use]
     pub fn max_queue_wait(mut self, wait: Duration) -> Self {
-        self.limits.queue_wait = Some(wait);
+        self.settings.limits.queue_wait = Some(wait);
         self
     }
 
     /// Sets what happens to newcomers at the connection limit or in overload. Unless set, [`Overload::Wait`].
     #[must_use]
     pub fn overload(mut self, overload: Overload) -> Self {
-        self.overload = overload;
+        self.settings.overload = overload;
         self
     }
 
@@ -145,14 +157,14 @@ impl ServerBuilder {
     /// [`DEFAULT_BACKLOG`].
     #[must_use]
     pub fn backlog(mut self, backlog: u32) -> Self {
-        self.backlog = backlog;
+        self.settings.backlog = backlog;
         self
     }
 
     /// Closes a connection that has been silent for this long; `None` is never. Unless set, five minutes.
     #[must_use]
     pub fn idle_timeout(mut self, timeout: Option<Duration>) -> Self {
-        self.limits.idle = timeout;
+        self.settings.limits.idle = timeout;
         self
     }
 
@@ -160,7 +172,7 @@ impl ServerBuilder {
     /// set, 30 seconds.
     #[must_use]
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.write = timeout;
+        self.settings.limits.write = timeout;
         self
     }
 
@@ -168,28 +180,28 @@ impl ServerBuilder {
     /// set, zero.
     #[must_use]
     pub fn lame_duck(mut self, duration: Duration) -> Self {
-        self.limits.lame_duck = duration;
+        self.settings.limits.lame_duck = duration;
         self
     }
 
     /// Cuts what is left of a drain after this long. Unless set, 30 seconds.
     #[must_use]
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
-        self.limits.drain = timeout;
+        self.settings.limits.drain = timeout;
         self
     }
 
     /// Closes every connection this long after it was accepted, whatever it does.
     #[must_use]
     pub(crate) fn lifetime(mut self, lifetime: Duration) -> Self {
-        self.limits.lifetime = Some(lifetime);
+        self.settings.limits.lifetime = Some(lifetime);
         self
     }
 
     /// Takes its connections out of [`RESERVED_DESCRIPTORS`], not out of what is left beside them.
     #[must_use]
     pub(crate) fn within_reserve(mut self) -> Self {
-        self.within_reserve = true;
+        self.settings.within_reserve = true;
         self
     }
 
@@ -197,7 +209,7 @@ impl ServerBuilder {
     /// Unless set, none. They count within [`RESERVED_DESCRIPTORS`].
     #[must_use]
     pub fn spare_descriptors(mut self, count: usize) -> Self {
-        self.spare_descriptors = count;
+        self.settings.spare_descriptors = count;
         self
     }
 
@@ -208,12 +220,13 @@ impl ServerBuilder {
     /// [`ServerError::Pool`] for a number of workers out of range, [`ServerError::ConnectionLimit`] when more
     /// connections are asked for than descriptors allow,
     /// [`ServerError::Bind`] and [`ServerError::Setup`] with what the system said.
-    pub fn bind(self, address: SocketAddr) -> Result<Server, ServerError> {
-        if !(1..=pool::MAX_WORKERS).contains(&self.workers) {
-            return Err(ServerError::Pool(PoolError::Workers(self.workers)));
+    pub fn bind(self, address: SocketAddr) -> Result<Server<S>, ServerError> {
+        let ServerBuilder { service, settings } = self;
+        if !(1..=pool::MAX_WORKERS).contains(&settings.workers) {
+            return Err(ServerError::Pool(PoolError::Workers(settings.workers)));
         }
-        let allowed = if self.within_reserve { usize::MAX } else { descriptors::connections_allowed() };
-        let max_connections = self.max_connections.unwrap_or(allowed.min(DEFAULT_CONNECTIONS_CAP));
+        let allowed = if settings.within_reserve { usize::MAX } else { descriptors::connections_allowed() };
+        let max_connections = settings.max_connections.unwrap_or(allowed.min(DEFAULT_CONNECTIONS_CAP));
         if max_connections == 0 || max_connections > allowed {
             return Err(ServerError::ConnectionLimit {
                 asked: max_connections,
@@ -222,9 +235,9 @@ impl ServerBuilder {
             });
         }
         let listener =
-            listen(address, self.backlog).map_err(|source| ServerError::Bind { address, source })?;
+            listen(address, settings.backlog).map_err(|source| ServerError::Bind { address, source })?;
         let address = listener.local_addr().map_err(ServerError::Setup)?;
-        let ballast = Ballast::new(&listener, self.spare_descriptors).map_err(ServerError::Setup)?;
+        let ballast = Ballast::new(&listener, settings.spare_descriptors).map_err(ServerError::Setup)?;
         let poll = mio::Poll::new().map_err(ServerError::Setup)?;
         let waker = mio::Waker::new(poll.registry(), reactor::WAKER).map_err(ServerError::Setup)?;
         let clock = Clock::start();
@@ -232,9 +245,9 @@ impl ServerBuilder {
         let core = Arc::new(Core {
             clock,
             lifecycle: Arc::new(Lifecycle::default()),
-            ledger: Ledger::new(self.workers),
+            ledger: Ledger::new(settings.workers),
             max_connections,
-            max_queue_wait: self.limits.queue_wait,
+            max_queue_wait: settings.limits.queue_wait,
             waker,
             notes,
             wants_notes: AtomicBool::new(false),
@@ -244,7 +257,7 @@ impl ServerBuilder {
             panic_log: LogLimit::default(),
         });
         let door = Door::new(listener, ballast);
-        Ok(Server { core, settings: self, address, door, poll, inbox })
+        Ok(Server { service, bound: Bound { core, settings, address, door, poll, inbox } })
     }
 }
 
@@ -266,9 +279,10 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<mio::net::TcpListener
 /// use std::io::{Read, Write};
 /// use millpond::{Echo, Server};
 ///
-/// let server = Server::builder("echo").workers(2).max_connections(10).bind(([127, 0, 0, 1], 0).into())?;
+/// let any_port = ([127, 0, 0, 1], 0).into();
+/// let server = Server::builder("echo").service(Echo).workers(2).max_connections(10).bind(any_port)?;
 /// let address = server.local_addr();
-/// let running = server.start(Echo)?;
+/// let running = server.start()?;
 ///
 /// let mut client = std::net::TcpStream::connect(address)?;
 /// client.write_all(b"hello")?;
@@ -281,9 +295,15 @@ fn listen(address: SocketAddr, backlog: u32) -> io::Result<mio::net::TcpListener
 /// assert_eq!((report.accepted, report.received, report.sent, report.cut), (1, 5, 5, 0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Server {
+pub struct Server<S = ()> {
+    service: S,
+    bound: Bound,
+}
+
+/// What a bound server is, whatever it serves.
+struct Bound {
     core: Arc<Core>,
-    settings: ServerBuilder,
+    settings: Settings,
     address: SocketAddr,
     door: Door,
     poll: mio::Poll,
@@ -291,9 +311,9 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts to describe a server. `name` names its pool and its threads; see [`Pool::builder`].
+    /// Starts to describe a server. `name` names its pool and its threads; see [`Pool::builder`](crate::Pool::builder).
     pub fn builder(name: impl Into<String>) -> ServerBuilder {
-        ServerBuilder {
+        let settings = Settings {
             name: name.into(),
             workers: 128,
             stack_size: pool::DEFAULT_STACK_SIZE,
@@ -310,41 +330,63 @@ impl Server {
                 lame_duck: Duration::ZERO,
                 drain: Duration::from_secs(30),
             },
-        }
+        };
+        ServerBuilder { service: (), settings }
     }
+}
 
+impl<S> Server<S> {
     /// The address it is bound to; with port 0 asked for, the port it got.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.bound.address
     }
 
     /// The most connections that will be open at once.
     #[must_use]
     pub fn max_connections(&self) -> usize {
-        self.core.max_connections
+        self.bound.core.max_connections
     }
+}
 
-    /// Starts the workers and the reactor, to run this service.
+impl Server {
+    /// For a service that is not known before its server is bound.
+    pub(crate) fn with_service<S: Service>(self, service: S) -> Server<S> {
+        Server { service, bound: self.bound }
+    }
+}
+
+impl<S: Service> Server<S> {
+    /// Starts the workers and the reactor, to run the service.
     ///
     /// # Errors
     ///
     /// [`ServerError::Pool`] when the workers cannot be started, [`ServerError::Setup`] when the reactor
     /// cannot. No thread is left behind.
-    pub fn start<S: Service>(self, service: S) -> Result<Running, ServerError> {
-        let (core, service, address) = (Arc::clone(&self.core), Arc::new(service), self.address);
-        let name = self.settings.name.clone();
-        let pool: Pool<Job<S>> = Pool::builder(name.clone())
-            .workers(self.settings.workers)
+    pub fn start(self) -> Result<Running, ServerError> {
+        let Server { service, bound } = self;
+        let (core, service, address) = (Arc::clone(&bound.core), Arc::new(service), bound.address);
+        let name = bound.settings.name.clone();
+        let pool = pool::Settings {
+            name: name.clone(),
+            workers: bound.settings.workers,
             // A connection waits at most once, so the queue has room for all and the reactor never blocks on
             // it.
-            .queue_capacity(core.max_connections)
-            .stack_size(self.settings.stack_size)
-            .clock(core.clock)
-            .start(|number| Attendant::new(Arc::clone(&core), Arc::clone(&service), number))
-            .map_err(ServerError::Pool)?;
+            queue_capacity: core.max_connections,
+            stack_size: bound.settings.stack_size,
+            clock: core.clock,
+            timed: true,
+            // A worker that is awake for nothing takes the processor from the reactor that feeds it.
+            lingers: false,
+            init: None,
+        };
+        let attendant = {
+            let (core, service) = (Arc::clone(&core), Arc::clone(&service));
+            move |number| Attendant::new(Arc::clone(&core), Arc::clone(&service), number)
+        };
+        let pool: Workers<Job<S>> = Workers::start(pool, attendant).map_err(ServerError::Pool)?;
         let handle = ServerHandle { core: Arc::clone(&core), pool: pool.meter() };
-        let reactor = Reactor::new(self, service, pool).map_err(ServerError::Setup)?;
+        let reactor = Reactor::new(bound, service, pool).map_err(ServerError::Setup)?;
         let (report, outcome) = bounded(1);
         std::thread::Builder::new()
             .name(format!("mill-{name}"))
@@ -357,9 +399,9 @@ impl Server {
     }
 }
 
-impl fmt::Debug for Server {
+impl<S> fmt::Debug for Server<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Server").field("address", &self.bound.address).finish_non_exhaustive()
     }
 }
 

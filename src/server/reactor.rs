@@ -41,10 +41,10 @@ use super::gate::{Cut, Readiness, Ready, Standing};
 use super::metrics::{AcceptFailure, Reason, Refusal, Totals};
 use super::service::Service;
 use super::turn::Job;
-use super::{AT_EASE, Core, FULL, HEARTBEAT, Limits, Note, STARVED, Server};
+use super::{AT_EASE, Bound, Core, FULL, HEARTBEAT, Limits, Note, STARVED};
 use crate::clock::{later, ns};
 use crate::lifecycle::Phase;
-use crate::pool::{Pool, panic_message, quietly, remaining};
+use crate::pool::{Patience, Workers, panic_message, quietly, remaining};
 
 const LISTENER: Token = Token(usize::MAX);
 pub(super) const WAKER: Token = Token(usize::MAX - 1);
@@ -170,7 +170,7 @@ struct Drain {
 pub(super) struct Reactor<S: Service> {
     core: Arc<Core>,
     service: Arc<S>,
-    pool: Pool<Job<S>>,
+    pool: Workers<Job<S>>,
     limits: Limits,
     overload: Overload,
     door: Door,
@@ -184,8 +184,8 @@ pub(super) struct Reactor<S: Service> {
 }
 
 impl<S: Service> Reactor<S> {
-    pub(super) fn new(server: Server, service: Arc<S>, pool: Pool<Job<S>>) -> io::Result<Self> {
-        let Server { core, settings, address: _, mut door, poll, inbox } = server;
+    pub(super) fn new(bound: Bound, service: Arc<S>, pool: Workers<Job<S>>) -> io::Result<Self> {
+        let Bound { core, settings, address: _, mut door, poll, inbox } = bound;
         door.register(poll.registry(), LISTENER)?;
         Ok(Reactor {
             core,
@@ -302,7 +302,7 @@ impl<S: Service> Reactor<S> {
 
     fn submit(&self, slot: usize) {
         let job = Arc::clone(&self.slots[slot].connection);
-        let admitted = self.pool.try_submit(job);
+        let admitted = self.pool.submit(job, Patience::None);
         assert!(admitted.is_ok(), "the queue holds every connection once, and drains after the reactor");
     }
 

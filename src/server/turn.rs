@@ -24,7 +24,7 @@ use super::metrics::{Cell, Reason};
 use super::service::{Next, Service};
 use super::{Core, Note};
 use crate::clock::later;
-use crate::pool::{Handler, Turn, panic_message};
+use crate::pool::{self, Handler, Outcome, Turn, panic_message};
 
 /// Bytes after which a turn ends though nobody waits: a few hundred microseconds of copying.
 const TURN_BUDGET: usize = 1024 * 1024;
@@ -35,6 +35,12 @@ const TURN_TIME: Duration = Duration::from_millis(10);
 
 /// The job of a server's pool.
 pub(crate) type Job<S> = Arc<Connection<<S as Service>::Session>>;
+
+impl<Session: Send + 'static> pool::Job for Arc<Connection<Session>> {
+    fn abandon(self, count: &mut dyn FnMut(Outcome)) {
+        count(Outcome::Aborted);
+    }
+}
 
 /// A worker of a server: owns its cell, and a buffer while it is awake.
 pub(crate) struct Attendant<S> {
@@ -62,6 +68,7 @@ enum Stop {
 
 impl<S: Service> Handler<Job<S>> for Attendant<S> {
     fn run(&mut self, connection: Job<S>, turn: &mut Turn<'_, Job<S>>) {
+        turn.begin();
         if !connection.gate.begin() {
             // Cut, and closed, while it stood in the queue.
             return;

@@ -6,6 +6,7 @@
 )]
 
 pub mod clients;
+pub mod pools;
 pub mod scrape;
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -32,6 +33,19 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
         assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// What the kernel says this process's threads of this name are doing: `S` is sleeping.
+pub fn thread_states(name: &str) -> Vec<char> {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("this process");
+    let stats = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
+    // "pid (name) S ..."
+    let of_this_name = stats.filter_map(|stat| {
+        let (before, after) = stat.rsplit_once(')')?;
+        let (_, comm) = before.split_once('(')?;
+        if comm.starts_with(name) { after.trim_start().chars().next() } else { None }
+    });
+    of_this_name.collect()
 }
 
 /// `millpond` as a child process on free ports. Killed when dropped.

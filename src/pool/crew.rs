@@ -1,0 +1,253 @@
+//! Who works: how many workers a pool has, how many it should have, and which of them wait for their own
+//! pool.
+//!
+//! # No silent deadlock
+//!
+//! A worker that waits for a job of its own pool works for nobody meanwhile. Two things can go wrong, and the
+//! wait that would complete either is refused with an error instead:
+//!
+//! - *Starvation*: every worker waits likewise, so nothing that is queued will ever start.
+//! - *A circle*: the job it waits for waits, directly or through others, for the job it is running itself.
+//!
+//! The argument that the error is neither missed nor wrong. A wait is entered here under the lock of what is
+//! waited for, before that ends, and crossed out under the same lock when it ends, *by whoever ends it* and
+//! not by the waiter when it awakes. So at any moment the waits on the list are exactly those of workers that
+//! can only be freed by an end that has not happened. If all workers are on it, none of them can bring one
+//! about; the last to come sees that, because the list has its own lock. Waits that end by themselves, with a
+//! timeout, are not on the list.
+//!
+//! Someone outside may still free them, with a cancel or an abort; but that is no reason to hang until
+//! somebody does. A wait for room in the queue ends when there is room and not by anybody's hand, so such a
+//! wait is crossed out by the waiter itself, and counts as hopeless only while the queue is full.
+//!
+//! A worker that has been told to leave stays while it is the last that does not wait; and none leaves a
+//! draining pool before the queue is empty, when no job that could be starved is left.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Condvar, PoisonError};
+use std::time::Duration;
+
+use crate::sync;
+use crate::sync::checked::{Mutex, MutexGuard, lock};
+
+/// The workers of a pool, as a number and as a list of those that wait for it.
+#[derive(Debug, Default)]
+pub(crate) struct Crew {
+    roster: Mutex<Roster>,
+    /// A copy of [`Roster::workers`], for readers of gauges. Written under the lock.
+    workers: AtomicUsize,
+    /// Whether there are more workers than wanted. Written under the lock, read by workers between jobs.
+    surplus: AtomicBool,
+    /// Threads that have not come to their end; `all_gone` is told when it is 0.
+    alive: std::sync::Mutex<usize>,
+    all_gone: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Roster {
+    /// Workers that have not been let go. A drain does not change it.
+    workers: usize,
+    /// How many there should be.
+    wanted: usize,
+    waits: Vec<Wait>,
+    last_ticket: u64,
+}
+
+/// A worker that waits for its own pool until something ends.
+#[derive(Debug)]
+struct Wait {
+    ticket: Ticket,
+    /// The job the worker is running.
+    by: JobId,
+    what: Awaited,
+}
+
+/// What a worker of the pool waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Awaited {
+    /// The end of one job.
+    Job(JobId),
+    /// The end of one of several jobs.
+    AnyOf,
+    /// Room in the queue.
+    Room,
+}
+
+/// Tells jobs apart while they live: where they are in memory.
+pub(crate) type JobId = usize;
+
+/// An entry in the list of waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket(u64);
+
+/// The wait that was refused would never have ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Hopeless;
+
+impl Crew {
+    /// How many workers there are.
+    pub(crate) fn workers(&self) -> usize {
+        self.workers.load(Ordering::Relaxed)
+    }
+
+    /// Whether a worker should ask [`retire`](Crew::retire).
+    pub(crate) fn has_surplus(&self) -> bool {
+        self.surplus.load(Ordering::Relaxed)
+    }
+
+    /// Sets how many workers there should be. Returns how many are missing.
+    pub(crate) fn want(&self, wanted: usize) -> usize {
+        let mut roster = lock(&self.roster);
+        roster.wanted = wanted;
+        self.publish(&roster);
+        wanted.saturating_sub(roster.workers)
+    }
+
+    /// Counts a worker in, before its thread is started.
+    pub(crate) fn enter(&self) {
+        let mut roster = lock(&self.roster);
+        roster.workers += 1;
+        self.publish(&roster);
+        *sync::lock(&self.alive) += 1;
+    }
+
+    /// Lets the calling worker go if there are more than wanted, and it is not the last that does not wait.
+    pub(crate) fn retire(&self) -> bool {
+        let mut roster = lock(&self.roster);
+        if roster.workers <= roster.wanted || roster.waits.len() + 1 >= roster.workers {
+            return false;
+        }
+        roster.workers -= 1;
+        self.publish(&roster);
+        true
+    }
+
+    /// Counts out a worker that could not begin.
+    pub(crate) fn withdraw(&self) {
+        let mut roster = lock(&self.roster);
+        roster.workers -= 1;
+        roster.wanted = roster.wanted.min(roster.workers);
+        self.publish(&roster);
+    }
+
+    /// Counts out a thread that has come to its end.
+    pub(crate) fn gone(&self) {
+        let mut alive = sync::lock(&self.alive);
+        *alive -= 1;
+        if *alive == 0 {
+            self.all_gone.notify_all();
+        }
+    }
+
+    fn publish(&self, roster: &MutexGuard<'_, Roster>) {
+        self.workers.store(roster.workers, Ordering::Relaxed);
+        self.surplus.store(roster.workers > roster.wanted, Ordering::Relaxed);
+    }
+
+    /// Blocks until all threads have come to their end, `timeout` at most. Says whether they have.
+    pub(crate) fn wait_until_gone(&self, timeout: Duration) -> bool {
+        let alive = sync::lock(&self.alive);
+        if timeout.is_zero() {
+            return *alive == 0;
+        }
+        let waited = self.all_gone.wait_timeout_while(alive, timeout, |alive| *alive > 0);
+        *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
+    }
+
+    /// Enters a wait of the worker that runs the job `by`, unless it would never end. `queue_is_full` is
+    /// asked when that depends on it.
+    pub(crate) fn wait(
+        &self,
+        by: JobId,
+        what: Awaited,
+        queue_is_full: impl Fn() -> bool,
+    ) -> Result<Ticket, Hopeless> {
+        let mut roster = lock(&self.roster);
+        if let Awaited::Job(job) = what
+            && roster.leads_back(job, by)
+        {
+            return Err(Hopeless);
+        }
+        let all_wait = roster.waits.len() + 1 >= roster.workers;
+        let for_room = || what == Awaited::Room || roster.waits.iter().any(|wait| wait.what == Awaited::Room);
+        if all_wait && (!for_room() || queue_is_full()) {
+            return Err(Hopeless);
+        }
+        roster.last_ticket += 1;
+        let ticket = Ticket(roster.last_ticket);
+        roster.waits.push(Wait { ticket, by, what });
+        Ok(ticket)
+    }
+
+    /// Crosses a wait out.
+    pub(crate) fn wait_is_over(&self, ticket: Ticket) {
+        lock(&self.roster).waits.retain(|wait| wait.ticket != ticket);
+    }
+}
+
+impl Roster {
+    /// Whether the job `from` waits, directly or through others, for the end of the job `to`.
+    fn leads_back(&self, from: JobId, to: JobId) -> bool {
+        let mut at = from;
+        // There is no circle among the waits, so the walk ends; the bound is for the reader.
+        for _ in 0..=self.waits.len() {
+            if at == to {
+                return true;
+            }
+            match self.waits.iter().find(|wait| wait.by == at) {
+                Some(Wait { what: Awaited::Job(next), .. }) => at = *next,
+                _ => return false,
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn crew_of(workers: usize) -> Crew {
+        let crew = Crew::default();
+        (0..crew.want(workers)).for_each(|_| crew.enter());
+        crew
+    }
+
+    #[test]
+    fn the_last_worker_may_not_wait_for_its_own_pool() {
+        let crew = crew_of(2);
+        let first = crew.wait(1, Awaited::Job(10), || true).expect("another worker is free");
+        assert_eq!(crew.wait(2, Awaited::Job(11), || true), Err(Hopeless));
+        crew.wait_is_over(first);
+        assert!(crew.wait(2, Awaited::AnyOf, || true).is_ok());
+    }
+
+    #[test]
+    fn a_circle_is_seen_although_a_worker_is_free() {
+        let crew = crew_of(9);
+        assert!(crew.wait(1, Awaited::Job(2), || true).is_ok());
+        assert!(crew.wait(2, Awaited::Job(3), || true).is_ok());
+        assert_eq!(crew.wait(3, Awaited::Job(1), || true), Err(Hopeless));
+        assert_eq!(crew.wait(3, Awaited::Job(3), || true), Err(Hopeless), "a job that waits for itself");
+        assert!(crew.wait(3, Awaited::Job(4), || true).is_ok());
+    }
+
+    #[test]
+    fn a_wait_for_room_is_hopeless_only_while_the_queue_is_full() {
+        let crew = crew_of(1);
+        assert_eq!(crew.wait(1, Awaited::Room, || true), Err(Hopeless));
+        assert!(crew.wait(1, Awaited::Room, || false).is_ok());
+    }
+
+    #[test]
+    fn a_surplus_worker_leaves_unless_all_others_wait() {
+        let crew = crew_of(3);
+        assert!(!crew.has_surplus() && !crew.retire());
+        let waits = [1, 2].map(|by| crew.wait(by, Awaited::AnyOf, || true).expect("one is free"));
+        assert_eq!(crew.want(1), 0);
+        assert!(crew.has_surplus() && !crew.retire(), "it is the last that could run anything");
+        waits.into_iter().for_each(|ticket| crew.wait_is_over(ticket));
+        assert!(crew.retire() && crew.retire() && !crew.retire());
+        assert_eq!((crew.workers(), crew.has_surplus()), (1, false));
+    }
+}

@@ -1,0 +1,584 @@
+//! A bounded queue and the workers behind it, for jobs of one type: the engine of [`Pool`](crate::Pool) and
+//! of the server.
+//!
+//! What a job is and what is done with it is left to others: a [`Job`] type, and one [`Handler`] for each
+//! worker. The server's job is a connection and its handler owns the worker's buffer, so that a job needs no
+//! allocation; the pool's job is a closure.
+//!
+//! # States
+//!
+//! It is `open`, then `draining`, then `closed`, and never goes back.
+//!
+//! | stage | submitters | workers |
+//! | --- | --- | --- |
+//! | open | admitted if there is room | run jobs, sleep when there is none |
+//! | draining | refused; those already inside finish their push | as before |
+//! | closed | refused | run what is queued, then exit; after an abort they exit at once |
+//!
+//! Why no admitted job is left behind. A submitter counts itself inside before it looks at the stage, and leaves
+//! after its push. A drain first sets the stage to `draining`, then waits until nobody is inside, then
+//! sets `closed`. Both do their store before their load, sequentially consistent, so one of them sees the
+//! other: either the submitter sees `draining` and turns back, or the drain waits for its push. So when the
+//! stage is `closed`, every admitted job is in the queue, and a worker that sees `closed` and then an empty
+//! queue has nothing more to come: only a running job can still requeue, and its own worker looks again after
+//! it.
+//!
+//! # Waiting for room
+//!
+//! A submitter that finds the queue full and has patience counts itself in `waiting`, listens, tries again,
+//! and only then sleeps; a worker that has taken a job looks at `waiting` after it. Both are sequentially
+//! consistent, so either the try sees the room or the worker sees the submitter. The notice is throttled and
+//! handed on as in `queue.rs`: one submitter is woken, and wakes the next if it leaves room. Nobody waits
+//! inside, so a drain does not wait for those who do: it wakes them, and they turn back.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use event_listener::{Event, Listener, listener};
+
+use super::crew::Awaited;
+use super::current::{self, Identity, PoolId};
+use super::metrics::Stats;
+use super::queue::{Queue, Refused};
+use super::worker::{self, Handler, Job, Outcome, Watch, WorkerCell, quietly};
+use super::{Drained, MAX_QUEUE_CAPACITY, MAX_WORKERS, Meter, PoolError, Rejected, panic_message};
+use crate::clock::Clock;
+use crate::sync::lock;
+
+pub(crate) const OPEN: u8 = 0;
+const DRAINING: u8 = 1;
+pub(crate) const CLOSED: u8 = 2;
+pub(crate) const ABORTED: u8 = 3;
+
+/// How workers are to be made.
+pub(crate) struct Settings {
+    pub(crate) name: String,
+    pub(crate) workers: usize,
+    pub(crate) queue_capacity: usize,
+    pub(crate) stack_size: usize,
+    pub(crate) clock: Clock,
+    /// Whether waits and durations are measured.
+    pub(crate) timed: bool,
+    /// Whether a worker lingers before it sleeps; see `queue.rs`.
+    pub(crate) lingers: bool,
+    pub(crate) init: Option<Init>,
+}
+
+/// What each worker does before its first job; given the worker's number.
+pub(crate) type Init = Arc<dyn Fn(usize) -> Result<(), InitError> + Send + Sync>;
+
+/// Why a worker could not begin.
+pub type InitError = Box<dyn std::error::Error + Send + Sync>;
+
+/// A queue with workers. Dropping it drains it; in a panicking thread, or on one of its own workers, it aborts
+/// instead.
+pub(crate) struct Workers<J: Job> {
+    shared: Arc<Shared<J>>,
+    roster: Mutex<Threads<J>>,
+}
+
+/// The worker threads. Joined when they have been let go, or by the first drain that sees them all exit.
+struct Threads<J> {
+    running: Vec<(usize, JoinHandle<()>)>,
+    /// Starts the worker of this number.
+    start: Box<StartWorker<J>>,
+    /// Whether a worker has something to do before it can be said to have begun.
+    inits: bool,
+}
+
+type StartWorker<J> = dyn Fn(&Arc<Shared<J>>, usize, OnReady) -> io::Result<JoinHandle<()>> + Send;
+
+/// Told by a worker that it has begun, or why it could not.
+type OnReady = Option<crossbeam_channel::Sender<Result<(), InitError>>>;
+
+/// What submitters, workers and readers of the numbers hold together.
+pub(crate) struct Shared<J> {
+    pub(crate) pool: Arc<Identity>,
+    pub(crate) watch: Watch,
+    pub(crate) lingers: bool,
+    pub(crate) queue: Queue<J>,
+    /// A worker's cell is at its number, and outlives it: the next worker of that number counts on. Written
+    /// by whoever resizes, read by readers of the numbers.
+    cells: RwLock<Vec<Arc<WorkerCell>>>,
+    /// Submitters that wait for room.
+    waiting: AtomicUsize,
+    room: Event,
+    /// Jobs that an abort took out of the queue, by what had become of them. Written by whoever aborts.
+    pub(crate) dropped: Dropped,
+    /// The largest busy time ever reported; see `metrics.rs`. Written by readers.
+    pub(crate) busy_reported_ns: AtomicU64,
+    /// Submissions refused for want of room. Written by any submitter.
+    pub(crate) rejected_full: AtomicU64,
+    /// Submissions refused because the pool drains. Written by any submitter.
+    pub(crate) rejected_draining: AtomicU64,
+}
+
+#[derive(Default)]
+pub(crate) struct Dropped {
+    pub(crate) aborted: AtomicU64,
+    pub(crate) cancelled: AtomicU64,
+    pub(crate) expired: AtomicU64,
+}
+
+/// How long a submitter is willing to wait for room.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patience {
+    None,
+    Until(Instant),
+    Endless,
+}
+
+impl Patience {
+    /// For this long; for ever, if that is beyond the reach of [`Instant`].
+    pub(crate) fn lasting(timeout: Duration) -> Self {
+        Instant::now().checked_add(timeout).map_or(Patience::Endless, Patience::Until)
+    }
+}
+
+impl<J: Job> Workers<J> {
+    /// Starts the workers; `handler` is called once for each, with the worker's number from 0.
+    pub(crate) fn start<H>(
+        settings: Settings,
+        handler: impl Fn(usize) -> H + Send + 'static,
+    ) -> Result<Self, PoolError>
+    where
+        H: Handler<J> + 'static,
+    {
+        let Settings { name, workers, queue_capacity, stack_size, clock, timed, lingers, init } = settings;
+        check_workers(workers)?;
+        if queue_capacity == 0 || queue_capacity > MAX_QUEUE_CAPACITY {
+            return Err(PoolError::QueueCapacity(queue_capacity));
+        }
+        let shared = Arc::new(Shared {
+            pool: Arc::new(Identity::new(name)),
+            watch: Watch { clock, runs: timed },
+            lingers,
+            queue: Queue::new(queue_capacity),
+            cells: RwLock::new(Vec::with_capacity(workers)),
+            waiting: AtomicUsize::new(0),
+            room: Event::new(),
+            dropped: Dropped::default(),
+            busy_reported_ns: AtomicU64::new(0),
+            rejected_full: AtomicU64::new(0),
+            rejected_draining: AtomicU64::new(0),
+        });
+        let inits = init.is_some();
+        let start = Box::new(move |shared: &Arc<Shared<J>>, number, ready| {
+            spawn(shared, number, stack_size, handler(number), init.clone(), ready)
+        });
+        let pool = Workers { shared, roster: Mutex::new(Threads { running: Vec::new(), start, inits }) };
+        // An early return drops the pool, which sends home the workers started so far.
+        pool.resize(workers)?;
+        Ok(pool)
+    }
+
+    /// Admits a job, waits for room as long as `patience` lasts, or gives the job back.
+    pub(crate) fn submit(&self, job: J, patience: Patience) -> Result<(), Rejected<J>> {
+        let mut outcome = self.shared.try_admit(job);
+        if let Err(Rejected::Full(job)) = outcome {
+            outcome = match patience {
+                Patience::None => Err(Rejected::Full(job)),
+                Patience::Until(instant) => self.shared.admit_when_there_is_room(job, Some(instant)),
+                Patience::Endless => self.shared.admit_when_there_is_room(job, None),
+            };
+        }
+        match &outcome {
+            Ok(()) => self.shared.queue.wake_one(),
+            Err(Rejected::Full(_) | Rejected::Deadlock(_)) => {
+                self.shared.rejected_full.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Rejected::Draining(_)) => {
+                self.shared.rejected_draining.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        outcome
+    }
+
+    /// Sets the number of workers. New ones have begun when it returns; those that are too many leave after
+    /// their job.
+    pub(crate) fn resize(&self, workers: usize) -> Result<(), PoolError> {
+        check_workers(workers)?;
+        let mut threads = lock(&self.roster);
+        let shared = &self.shared;
+        if shared.pool.stage.load(Ordering::SeqCst) != OPEN {
+            return Err(PoolError::Draining);
+        }
+        let (left, mut running): (Vec<_>, Vec<_>) =
+            threads.running.drain(..).partition(|(_, thread)| thread.is_finished());
+        left.into_iter().for_each(|(_, thread)| drop(thread.join()));
+        let missing = shared.pool.crew.want(workers);
+        let (ready, begun) = crossbeam_channel::bounded(missing);
+        let mut refused = None;
+        let taken: HashSet<usize> = running.iter().map(|(number, _)| *number).collect();
+        let free = (0..).filter(|number| !taken.contains(number));
+        for (started, number) in free.take(missing).enumerate() {
+            let ready = threads.inits.then(|| ready.clone());
+            match (threads.start)(shared, number, ready) {
+                Ok(thread) => running.push((number, thread)),
+                Err(source) => {
+                    refused = Some(PoolError::Spawn { started, source });
+                    break;
+                }
+            }
+        }
+        threads.running = running;
+        drop(ready);
+        for outcome in begun {
+            if let Err(source) = outcome {
+                refused.get_or_insert(PoolError::Init { source });
+            }
+        }
+        // Those that are too many may be asleep.
+        shared.queue.wake_all();
+        match refused {
+            None => Ok(()),
+            Some(error) => Err(error),
+        }
+    }
+
+    /// See [`Pool::drain`](crate::Pool::drain).
+    pub(crate) fn drain(&self, timeout: Duration) -> Drained {
+        let before = self.stats();
+        self.shared.close();
+        self.wait_for_exit(timeout, &before)
+    }
+
+    /// See [`Pool::abort`](crate::Pool::abort).
+    pub(crate) fn abort(&self) -> Drained {
+        let before = self.stats();
+        self.wait_for_exit(Duration::ZERO, &before)
+    }
+
+    fn wait_for_exit(&self, timeout: Duration, before: &Stats) -> Drained {
+        let shared = &self.shared;
+        let all_gone = shared.pool.crew.wait_until_gone(timeout);
+        let mut dropped = 0;
+        if all_gone {
+            for (_, thread) in lock(&self.roster).running.drain(..) {
+                // Its last act was to leave the crew, so this blocks for no longer than a thread's exit takes.
+                let _ = thread.join();
+            }
+        } else {
+            shared.advance(ABORTED);
+            shared.wait_for_those_inside();
+            dropped = shared.drop_queued();
+        }
+        let stats = self.stats();
+        Drained {
+            finished: (stats.completed + stats.panicked) - (before.completed + before.panicked),
+            cancelled: (stats.cancelled + stats.expired) - (before.cancelled + before.expired),
+            running: if all_gone { 0 } else { stats.busy },
+            dropped,
+            stats,
+        }
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        self.shared.read_stats()
+    }
+
+    pub(crate) fn oldest_age(&self) -> Duration {
+        self.shared.read_oldest_age()
+    }
+
+    /// The pool's gauges without its job type, for whoever only reads them.
+    pub(crate) fn meter(&self) -> Arc<dyn Meter> {
+        Arc::clone(&self.shared) as Arc<dyn Meter>
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.shared.pool.name
+    }
+
+    pub(crate) fn id(&self) -> PoolId {
+        self.shared.pool.id
+    }
+}
+
+fn check_workers(workers: usize) -> Result<(), PoolError> {
+    if workers == 0 || workers > MAX_WORKERS { Err(PoolError::Workers(workers)) } else { Ok(()) }
+}
+
+impl<J: Job> Drop for Workers<J> {
+    fn drop(&mut self) {
+        // After an abort, or a drain that timed out, nobody is waited for: a stuck job must not hang its
+        // dropper. Nor must it keep a panic from being seen.
+        if std::thread::panicking() || current::worker_of(self.id()).is_some() {
+            // A worker cannot wait for its own end either.
+            self.abort();
+        } else if self.shared.pool.stage.load(Ordering::SeqCst) < ABORTED {
+            self.drain(Duration::MAX);
+        }
+    }
+}
+
+impl<J: Job> Meter for Shared<J> {
+    fn name(&self) -> &str {
+        &self.pool.name
+    }
+
+    fn stats(&self) -> Stats {
+        self.read_stats()
+    }
+
+    fn oldest_age(&self) -> Duration {
+        self.read_oldest_age()
+    }
+}
+
+impl<J> Shared<J> {
+    /// Admits a job if there is room.
+    fn try_admit(&self, job: J) -> Result<(), Rejected<J>> {
+        // SeqCst here and in `close`: the module's part on states has the argument.
+        let open = || self.pool.stage.load(Ordering::SeqCst) == OPEN;
+        self.queue.admit(job, self.watch.now_ns(), open).map_err(|refused| match refused {
+            Refused::Full(job) => Rejected::Full(job),
+            Refused::Closed(job) => Rejected::Draining(job),
+        })
+    }
+
+    #[cold]
+    fn admit_when_there_is_room(&self, mut job: J, until: Option<Instant>) -> Result<(), Rejected<J>> {
+        let _waiting = Waiting::new(&self.waiting);
+        loop {
+            listener!(self.room => listener);
+            job = match self.try_admit(job) {
+                Err(Rejected::Full(job)) => job,
+                outcome => {
+                    if outcome.is_ok() && !self.queue.is_full() {
+                        // One is woken at a time; the next may come too.
+                        self.room.notify(1);
+                    }
+                    return outcome;
+                }
+            };
+            let Some(until) = until else {
+                // A worker of this pool that waits for ever for its own queue may be the last.
+                let wait = current::worker_of(self.pool.id)
+                    .map(|(_, by)| self.pool.crew.wait(by, Awaited::Room, || self.queue.is_full()))
+                    .transpose();
+                let Ok(ticket) = wait else {
+                    return Err(Rejected::Deadlock(job));
+                };
+                listener.wait();
+                if let Some(ticket) = ticket {
+                    self.pool.crew.wait_is_over(ticket);
+                }
+                continue;
+            };
+            if listener.wait_deadline(until).is_none() {
+                return self.try_admit(job);
+            }
+        }
+    }
+
+    /// Called by a worker after it has taken a job.
+    pub(crate) fn there_is_room(&self) {
+        // SeqCst: see the module's part on waiting for room.
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.room.notify(1);
+        }
+    }
+
+    /// Stops admission, and lets the workers leave when the queue is empty.
+    fn close(&self) {
+        self.advance(DRAINING);
+        self.wait_for_those_inside();
+        self.advance(CLOSED);
+    }
+
+    /// Raises the stage, and wakes every sleeper to see it.
+    fn advance(&self, stage: u8) {
+        self.pool.stage.fetch_max(stage, Ordering::SeqCst);
+        self.queue.wake_all();
+        self.room.notify(usize::MAX);
+    }
+
+    /// A submitter inside is between two steps that do not block, so this is a matter of microseconds.
+    fn wait_for_those_inside(&self) {
+        while self.queue.has_anyone_inside() {
+            std::thread::yield_now();
+        }
+    }
+
+    /// The workers' cells. Locked against a resize only.
+    pub(crate) fn cells(&self) -> RwLockReadGuard<'_, Vec<Arc<WorkerCell>>> {
+        self.cells.read().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<J: Job> Shared<J> {
+    /// Takes what is queued and drops it.
+    pub(crate) fn drop_queued(&self) -> u64 {
+        let mut aborted = 0;
+        while let Some(queued) = self.queue.try_take() {
+            // A destructor may be slow, or panic; the job has been counted before.
+            quietly(|| {
+                queued.job.abandon(&mut |outcome| {
+                    let count = match outcome {
+                        Outcome::Cancelled => &self.dropped.cancelled,
+                        Outcome::Expired => &self.dropped.expired,
+                        _ => &self.dropped.aborted,
+                    };
+                    aborted += u64::from(outcome == Outcome::Aborted);
+                    count.fetch_add(1, Ordering::Release);
+                });
+            });
+        }
+        aborted
+    }
+}
+
+/// Counts a submitter among those that wait for room, until it is dropped.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(waiting: &'a AtomicUsize) -> Self {
+        waiting.fetch_add(1, Ordering::SeqCst);
+        Waiting(waiting)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Starts a worker thread.
+fn spawn<J: Job, H: Handler<J> + 'static>(
+    shared: &Arc<Shared<J>>,
+    number: usize,
+    stack_size: usize,
+    mut handler: H,
+    init: Option<Init>,
+    ready: OnReady,
+) -> io::Result<JoinHandle<()>> {
+    let cell = {
+        let mut cells = shared.cells.write().unwrap_or_else(PoisonError::into_inner);
+        while cells.len() <= number {
+            cells.push(Arc::new(WorkerCell::new()));
+        }
+        Arc::clone(&cells[number])
+    };
+    shared.pool.crew.enter();
+    let thread = std::thread::Builder::new()
+        .name(format!("mill-{}-{number}", shared.pool.name))
+        .stack_size(stack_size);
+    let refused = Arc::clone(&shared.pool);
+    let shared = Arc::clone(shared);
+    let leave = Leave(Arc::clone(&shared));
+    thread
+        .spawn(move || {
+            // Moved in, so that it is dropped, and counted, whether the thread ran or was never granted.
+            let leave = leave;
+            let begun = init.map_or(Ok(()), |init| begin(&*init, number));
+            let failed = begun.is_err();
+            if failed {
+                leave.0.pool.crew.withdraw();
+            }
+            if let Some(ready) = ready {
+                let _ = ready.send(begun);
+            }
+            if !failed {
+                let _current = current::enter(&shared.pool);
+                worker::work(&shared, &cell, &mut handler);
+            }
+        })
+        .inspect_err(|_| refused.crew.withdraw())
+}
+
+fn begin(init: &dyn Fn(usize) -> Result<(), InitError>, number: usize) -> Result<(), InitError> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| init(number)))
+        .unwrap_or_else(|payload| Err(format!("it panicked: {}", panic_message(&*payload)).into()))
+}
+
+/// Counts a thread out when it is dropped.
+struct Leave<J>(Arc<Shared<J>>);
+
+impl<J> Drop for Leave<J> {
+    fn drop(&mut self) {
+        self.0.pool.crew.gone();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pool::Turn;
+
+    struct Number(u32);
+
+    impl Job for Number {
+        fn abandon(self, count: &mut dyn FnMut(Outcome)) {
+            count(Outcome::Aborted);
+        }
+    }
+
+    fn start<H: Handler<Number> + 'static>(handler: impl Fn(usize) -> H + Send + 'static) -> Workers<Number> {
+        let settings = Settings {
+            name: "test".to_owned(),
+            workers: 4,
+            queue_capacity: 100,
+            stack_size: 64 * 1024,
+            clock: Clock::start(),
+            timed: true,
+            lingers: false,
+            init: None,
+        };
+        Workers::start(settings, handler).expect("threads")
+    }
+
+    /// Requeues its job, a number, until it is 0.
+    struct Countdown;
+
+    impl Handler<Number> for Countdown {
+        fn run(&mut self, Number(left): Number, turn: &mut Turn<'_, Number>) {
+            turn.begin();
+            if left > 0 {
+                assert!(turn.requeue(Number(left - 1)).is_ok(), "its place in the queue is free");
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_may_requeue_itself_to_its_end_although_the_pool_drains() {
+        let pool = start(|_| Countdown);
+        for _ in 0..50 {
+            assert!(pool.submit(Number(1000), Patience::None).is_ok());
+        }
+        let drained = pool.drain(Duration::from_secs(30));
+        assert!(drained.is_clean(), "{drained:?}");
+        assert_eq!(drained.stats.completed, 50 * 1001);
+    }
+
+    #[test]
+    fn a_job_that_requeues_itself_for_ever_is_ended_by_an_abort() {
+        struct Endless;
+        impl Handler<Number> for Endless {
+            fn run(&mut self, job: Number, turn: &mut Turn<'_, Number>) {
+                let _ = turn.requeue(job);
+            }
+        }
+        let pool = start(|_| Endless);
+        for _ in 0..50 {
+            assert!(pool.submit(Number(0), Patience::None).is_ok());
+        }
+        pool.drain(Duration::from_millis(50));
+        let start = Instant::now();
+        loop {
+            let stats = pool.stats();
+            let ended = stats.completed + stats.aborted;
+            assert_eq!(stats.submitted, ended + stats.queue_depth + stats.busy as u64, "{stats:?}");
+            if stats.busy == 0 && stats.queue_depth == 0 {
+                return;
+            }
+            assert!(start.elapsed() < Duration::from_secs(30), "{stats:?}");
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,55 @@
+//! Pools whose workers can be held.
+
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use millpond::{Pool, Stats};
+
+use super::eventually;
+
+/// Holds whoever waits at it until it is opened.
+#[derive(Clone, Default)]
+pub struct Latch(Arc<(Mutex<bool>, Condvar)>);
+
+impl Latch {
+    pub fn open(&self) {
+        *self.0.0.lock().expect("the latch") = true;
+        self.0.1.notify_all();
+    }
+
+    pub fn wait(&self) {
+        let open = self.0.0.lock().expect("the latch");
+        drop(self.0.1.wait_while(open, |open| !*open).expect("the latch"));
+    }
+}
+
+pub fn pool_of(workers: usize, queue_capacity: usize) -> Pool {
+    let builder = Pool::builder("test").workers(workers).queue_capacity(queue_capacity);
+    builder.build().expect("the threads")
+}
+
+/// A pool with all its workers held until the latch opens.
+pub fn held(workers: usize, queue_capacity: usize) -> (Pool, Latch) {
+    let (pool, latch) = (pool_of(workers, queue_capacity), Latch::default());
+    for busy in 1..=workers {
+        let wait = latch.clone();
+        pool.execute(move || wait.wait()).expect("room");
+        eventually("the worker is held", || (pool.stats().busy == busy).then_some(()));
+    }
+    (pool, latch)
+}
+
+/// What of the laws these numbers break.
+pub fn broken_law(stats: &Stats) -> Option<String> {
+    let ended = stats.completed + stats.panicked + stats.cancelled + stats.expired + stats.aborted;
+    let holds = stats.submitted == ended + stats.queue_depth + stats.busy as u64
+        && stats.busy <= stats.workers
+        && stats.queue_depth <= stats.queue_capacity as u64;
+    (!holds).then(|| format!("{stats:?}"))
+}
+
+/// How long `step` took.
+pub fn timed<T>(step: impl FnOnce() -> T) -> (T, Duration) {
+    let start = Instant::now();
+    (step(), start.elapsed())
+}

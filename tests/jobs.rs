@@ -1,0 +1,495 @@
+//! What a submitter is promised of its job: an outcome, whatever happens, and no wait without an end.
+
+mod common;
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier, Mutex, mpsc};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::pools::{Latch, broken_law, held, pool_of, timed};
+use common::{PATIENCE, eventually};
+use millpond::{CancelToken, JobError, JobHandle, Pool, Rejected, Until, as_completed, wait};
+
+fn submit<T: Send + 'static>(pool: &Pool, job: impl FnOnce() -> T + Send + 'static) -> JobHandle<T> {
+    pool.try_submit(job).expect("there is room")
+}
+
+/// Joins, and fails instead of hanging.
+fn join<T: Send + 'static>(job: JobHandle<T>) -> Result<T, JobError> {
+    job.join_timeout(PATIENCE).expect("it ends in time")
+}
+
+#[test]
+fn a_join_brings_the_result() {
+    let pool = pool_of(2, 10);
+    let word = submit(&pool, || "done".to_owned());
+    assert_eq!(word.join(), Ok("done".to_owned()));
+    let ended = submit(&pool, || 5);
+    eventually("it ended", || ended.is_finished().then_some(()));
+    assert_eq!(ended.join(), Ok(5), "also after the end");
+}
+
+#[test]
+fn who_has_joined_a_job_finds_it_counted() {
+    let pool = pool_of(3, 10);
+    for round in 1..=2_000 {
+        submit(&pool, || {}).join().expect("it returns");
+        let stats = pool.stats();
+        assert_eq!((stats.completed, stats.busy, broken_law(&stats)), (round, 0, None));
+    }
+}
+
+#[test]
+fn a_panic_comes_back_with_its_message() {
+    let pool = pool_of(1, 10);
+    let literal = submit(&pool, || -> u32 { panic!("out of cheese") });
+    assert_eq!(literal.join(), Err(JobError::Panicked("out of cheese".to_owned())));
+    let number = 7;
+    let formatted = submit(&pool, move || -> u32 { panic!("no {number}") });
+    let error = formatted.join().expect_err("it panicked");
+    assert_eq!(error.to_string(), "the job panicked: no 7");
+    let other = submit(&pool, || std::panic::panic_any(7_u64));
+    assert!(matches!(other.join(), Err(JobError::Panicked(message)) if message.contains("no text")));
+    assert_eq!((pool.stats().panicked, submit(&pool, || 1).join()), (3, Ok(1)));
+}
+
+#[test]
+fn a_dropped_handle_lets_the_job_run() {
+    let (pool, latch) = held(1, 10);
+    let ran = Arc::new(AtomicBool::new(false));
+    let seen = Arc::clone(&ran);
+    drop(submit(&pool, move || seen.store(true, Ordering::Release)));
+    latch.open();
+    assert_eq!(pool.drain(PATIENCE).stats.completed, 2);
+    assert!(ran.load(Ordering::Acquire));
+}
+
+#[test]
+fn a_result_whose_destructor_panics_harms_nobody() {
+    struct Bomb;
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            panic!("a result's destructor");
+        }
+    }
+    let pool = pool_of(1, 10);
+    drop(submit(&pool, || Bomb));
+    assert_eq!(join(submit(&pool, || 3)), Ok(3));
+    assert_eq!((pool.stats().completed, pool.stats().panicked), (2, 0));
+}
+
+#[test]
+fn join_timeout_gives_the_handle_back_until_the_job_has_ended() {
+    let (pool, latch) = held(1, 10);
+    let job = submit(&pool, || 9);
+    let (job, took) = timed(|| job.join_timeout(Duration::from_millis(40)).expect_err("the worker is held"));
+    assert!(took >= Duration::from_millis(40), "{took:?}");
+    let job = job.join_timeout(Duration::ZERO).expect_err("still held");
+    latch.open();
+    assert_eq!(join(job), Ok(9));
+}
+
+#[test]
+fn a_cancelled_job_that_waits_never_runs_and_is_dropped_at_once() {
+    let (pool, latch) = held(1, 10);
+    let witness = Arc::new(());
+    let inside = Arc::clone(&witness);
+    let job = submit(&pool, move || drop(inside));
+    assert!(job.cancel());
+    assert_eq!(Arc::strong_count(&witness), 1, "its closure is gone");
+    assert!(job.is_finished() && job.cancel(), "and it stays cancelled");
+    assert_eq!(job.join(), Err(JobError::Cancelled));
+    assert_eq!((pool.stats().queue_depth, pool.stats().cancelled), (1, 0), "its place is not free yet");
+    latch.open();
+    let stats = pool.drain(PATIENCE).stats;
+    assert_eq!((stats.cancelled, stats.completed, broken_law(&stats)), (1, 1, None));
+}
+
+#[test]
+fn a_running_job_is_told_of_its_cancellation() {
+    assert!(CancelToken::current().is_none(), "this is no job");
+    let pool = pool_of(1, 10);
+    let (running, started) = mpsc::channel();
+    let job = submit(&pool, move || {
+        let token = CancelToken::current().expect("this is a job");
+        assert!(!token.is_cancelled());
+        running.send(()).expect("the test waits");
+        eventually("it is told", || token.is_cancelled().then_some("stopped early"))
+    });
+    started.recv().expect("it runs");
+    let from_elsewhere = job.cancel_token();
+    let canceller = thread::spawn(move || from_elsewhere.cancel());
+    assert_eq!(job.join(), Ok("stopped early"));
+    assert!(!canceller.join().expect("the canceller"), "it ran, so it was not kept from it");
+    assert_eq!((pool.stats().cancelled, pool.stats().completed), (0, 1));
+}
+
+#[test]
+fn an_abort_tells_the_running_job_and_ends_the_waiting_ones() {
+    let pool = pool_of(1, 10);
+    let running = submit(&pool, || {
+        let token = CancelToken::current().expect("this is a job");
+        eventually("it is told", || token.is_cancelled().then_some(()));
+    });
+    eventually("it runs", || (pool.stats().busy == 1).then_some(()));
+    let (waiting, cancelled) = (submit(&pool, || {}), submit(&pool, || {}));
+    cancelled.cancel();
+    let aborted = pool.abort();
+    assert_eq!((aborted.dropped, aborted.cancelled, aborted.running), (1, 1, 1));
+    assert_eq!((join(waiting), join(cancelled)), (Err(JobError::Aborted), Err(JobError::Cancelled)));
+    assert_eq!(join(running), Ok(()));
+}
+
+#[test]
+fn the_callback_gets_the_outcome_from_whoever_ends_the_job() {
+    let (pool, latch) = held(1, 10);
+    let (report, reports) = mpsc::channel();
+    let reporting = |what: &'static str| {
+        let report = report.clone();
+        move |outcome: Result<u32, JobError>| {
+            let thread = thread::current().name().map(str::to_owned);
+            report.send((what, outcome, thread)).expect("the test waits");
+        }
+    };
+    let here = thread::current().name().map(str::to_owned);
+    let (run, cancelled) = (submit(&pool, || 1), submit(&pool, || 2));
+    let token = cancelled.cancel_token();
+    run.on_done(reporting("run"));
+    cancelled.on_done(reporting("cancelled"));
+    assert!(token.cancel());
+    assert_eq!(reports.try_recv(), Ok(("cancelled", Err(JobError::Cancelled), here.clone())));
+    latch.open();
+    let worker = Some("mill-test-0".to_owned());
+    assert_eq!(reports.recv_timeout(PATIENCE), Ok(("run", Ok(1), worker)));
+    let ended = submit(&pool, || 3);
+    eventually("it ended", || ended.is_finished().then_some(()));
+    ended.on_done(reporting("ended"));
+    assert_eq!(reports.try_recv(), Ok(("ended", Ok(3), here)));
+    // One that panics is nobody's harm.
+    submit(&pool, || 4).on_done(|_| panic!("a callback"));
+    assert_eq!(join(submit(&pool, || 5)), Ok(5));
+}
+
+#[test]
+fn a_job_that_waits_longer_than_its_deadline_expires_unrun() {
+    let (pool, latch) = held(1, 10);
+    let ran = Arc::new(AtomicUsize::new(0));
+    let with = |deadline: Duration| {
+        let ran = Arc::clone(&ran);
+        let job = move || ran.fetch_add(1, Ordering::Relaxed);
+        pool.with_deadline(deadline).try_submit(job).expect("room")
+    };
+    let [late, joined, asked, in_time] = [
+        with(Duration::from_millis(30)),
+        with(Duration::from_millis(30)),
+        with(Duration::ZERO),
+        with(PATIENCE),
+    ];
+    // Although its worker is held all the while, whoever joins it is told in time.
+    let (outcome, took) = timed(|| joined.join());
+    assert_eq!(outcome, Err(JobError::Expired));
+    assert!(took < PATIENCE / 2, "{took:?}");
+    assert!(asked.is_finished());
+    latch.open();
+    assert_eq!(in_time.join(), Ok(0));
+    assert_eq!((late.join(), asked.join()), (Err(JobError::Expired), Err(JobError::Expired)));
+    let stats = pool.drain(PATIENCE).stats;
+    assert_eq!((stats.expired, stats.completed, broken_law(&stats)), (3, 2, None));
+    assert_eq!(ran.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_deadline_does_not_stop_a_job_that_runs() {
+    let pool = pool_of(1, 10);
+    let job = pool.with_deadline(Duration::from_millis(50)).submit(|| {
+        thread::sleep(Duration::from_millis(80));
+        "finished"
+    });
+    assert_eq!(job.expect("room").join(), Ok("finished"));
+}
+
+#[test]
+fn the_last_worker_that_would_wait_for_its_own_pool_is_told_so() {
+    for workers in [1, 3] {
+        let pool = Arc::new(pool_of(workers, 10));
+        let all = Arc::new(Barrier::new(workers));
+        let outer: Vec<_> = (0..workers)
+            .map(|number| {
+                let (inner, all) = (Arc::clone(&pool), Arc::clone(&all));
+                submit(&pool, move || {
+                    all.wait();
+                    // Nobody is free to run it.
+                    submit(&inner, move || number).join()
+                })
+            })
+            .collect();
+        let outcomes: Vec<_> = outer.into_iter().map(|job| join(job).expect("it returns")).collect();
+        let (told, served): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_err);
+        // One is told; with its job at an end its worker is free, and runs what the others wait for.
+        assert_eq!(told, [Err(JobError::Deadlock { pool: "test".to_owned() })]);
+        assert_eq!(served.len(), workers - 1);
+        assert!(told[0].as_ref().is_err_and(|error| error.to_string().contains("pool \"test\"")));
+    }
+}
+
+#[test]
+fn a_worker_may_wait_for_its_own_pool_while_another_is_free() {
+    let pool = Arc::new(pool_of(2, 10));
+    let inner = Arc::clone(&pool);
+    let job = submit(&pool, move || submit(&inner, || 8).join());
+    assert_eq!(join(job), Ok(Ok(8)));
+    // And for another pool always.
+    let (one, other) = (pool_of(1, 10), Arc::new(pool_of(1, 10)));
+    assert_eq!(join(submit(&one, move || submit(&other, || 9).join())), Ok(Ok(9)));
+}
+
+#[test]
+fn jobs_that_wait_for_each_other_are_told_although_workers_are_free() {
+    let pool = pool_of(8, 10);
+    // Each job gets the other's handle, and joins it.
+    let (to_first, first_gets) = mpsc::channel::<JobHandle<bool>>();
+    let (to_second, second_gets) = mpsc::channel::<JobHandle<bool>>();
+    let is_told = |handle: JobHandle<bool>| matches!(handle.join(), Err(JobError::Deadlock { .. }));
+    let (report, reports) = mpsc::channel();
+    let second_report = report.clone();
+    let first = submit(&pool, move || {
+        let told = is_told(first_gets.recv().expect("a handle"));
+        report.send(told).expect("the test waits");
+        told
+    });
+    let second = submit(&pool, move || {
+        let told = is_told(second_gets.recv().expect("a handle"));
+        second_report.send(told).expect("the test waits");
+        told
+    });
+    to_first.send(second).expect("it waits");
+    to_second.send(first).expect("it waits");
+    let told: Vec<_> = (0..2).map(|_| reports.recv_timeout(PATIENCE).expect("both end")).collect();
+    assert_eq!(told, [true, false], "the one that closed the circle is told, and then the other can end");
+}
+
+#[test]
+fn a_worker_that_would_wait_for_room_for_ever_is_told_so() {
+    let pool = Arc::new(pool_of(1, 1));
+    let inner = Arc::clone(&pool);
+    let job = submit(&pool, move || {
+        let first = submit(&inner, || 1);
+        let refused = inner.submit(|| 2);
+        (first, matches!(refused, Err(Rejected::Deadlock(_))))
+    });
+    let (first, told) = join(job).expect("it returns");
+    assert!(told);
+    assert_eq!(join(first), Ok(1));
+}
+
+#[test]
+fn groups_are_told_of_a_deadlock_too() {
+    let pool = Arc::new(pool_of(1, 10));
+    let inner = Arc::clone(&pool);
+    let job = submit(&pool, move || {
+        let mut jobs = [submit(&inner, || 1), submit(&inner, || 2)];
+        let waited = wait(&mut jobs, Until::FirstCompleted, Duration::MAX);
+        let in_time = wait(&mut jobs, Until::FirstCompleted, Duration::from_millis(10));
+        (waited, in_time, as_completed(jobs).collect::<Vec<_>>())
+    });
+    let (waited, in_time, completed) = join(job).expect("it returns");
+    let deadlock = JobError::Deadlock { pool: "test".to_owned() };
+    assert_eq!((waited, in_time), (Err(deadlock.clone()), Ok(false)));
+    assert_eq!(completed, [(0, Err(deadlock.clone())), (1, Err(deadlock))]);
+}
+
+#[test]
+fn the_last_free_worker_does_not_leave_when_the_pool_shrinks() {
+    let pool = Arc::new(Pool::builder("last").workers(2).queue_capacity(10).build().expect("threads"));
+    let (latch, inner) = (Latch::default(), Arc::clone(&pool));
+    let wait = latch.clone();
+    let outer = submit(&pool, move || {
+        let first = submit(&inner, move || wait.wait());
+        let second = submit(&inner, || 5);
+        (second.join(), first.join())
+    });
+    // One is held, and the other waits for the job behind it.
+    eventually("both workers sleep", || {
+        let states = common::thread_states("mill-last-");
+        (pool.stats().busy == 2 && states == ['S', 'S']).then_some(())
+    });
+    pool.resize(1).expect("fewer need nothing");
+    latch.open();
+    assert_eq!(join(outer), Ok((Ok(5), Ok(()))));
+    eventually("one has left", || {
+        drop(submit(&pool, || {}));
+        (pool.stats().workers == 1).then_some(())
+    });
+}
+
+#[test]
+fn as_completed_gives_outcomes_in_the_order_of_their_ends() {
+    let pool = pool_of(3, 10);
+    let latches: Vec<_> = (0..3).map(|_| Latch::default()).collect();
+    let jobs = latches.iter().cloned().enumerate().map(|(number, latch)| {
+        submit(&pool, move || {
+            latch.wait();
+            assert_ne!(number, 2, "the last one panics");
+            number * 10
+        })
+    });
+    let mut outcomes = as_completed(jobs);
+    assert_eq!(outcomes.len(), 3);
+    latches[1].open();
+    assert_eq!(outcomes.next(), Some((1, Ok(10))));
+    latches[2].open();
+    assert!(matches!(outcomes.next(), Some((2, Err(JobError::Panicked(_))))));
+    latches[0].open();
+    assert_eq!((outcomes.len(), outcomes.next(), outcomes.next()), (1, Some((0, Ok(0))), None));
+}
+
+#[test]
+fn wait_waits_for_the_first_the_first_failed_or_all() {
+    let (pool, latch) = held(1, 10);
+    let mut jobs = [submit(&pool, || 1), submit(&pool, || 2)];
+    let (all, took) = timed(|| wait(&mut jobs, Until::AllCompleted, Duration::from_millis(30)));
+    assert_eq!(all, Ok(false));
+    assert!(took >= Duration::from_millis(30));
+    jobs[0].cancel();
+    assert_eq!(wait(&mut jobs, Until::FirstCompleted, PATIENCE), Ok(true));
+    assert_eq!(wait(&mut jobs, Until::FirstFailed, PATIENCE), Ok(true));
+    assert_eq!(wait(&mut jobs, Until::AllCompleted, Duration::ZERO), Ok(false));
+    latch.open();
+    assert_eq!(wait(&mut jobs, Until::AllCompleted, PATIENCE), Ok(true));
+    assert_eq!(jobs.map(JobHandle::join), [Err(JobError::Cancelled), Ok(2)]);
+    // Nothing fails: then it is the end of all.
+    let mut jobs = [submit(&pool, || 1), submit(&pool, || 2)];
+    assert_eq!(wait(&mut jobs, Until::FirstFailed, PATIENCE), Ok(true));
+    assert!(jobs.iter().all(JobHandle::is_finished));
+    assert_eq!(wait::<()>(&mut [], Until::AllCompleted, Duration::ZERO), Ok(true));
+}
+
+#[test]
+fn map_keeps_the_order_and_looks_no_further_ahead_than_it_may() {
+    let pool = pool_of(4, 3);
+    let pulled = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&pulled);
+    let items = (0_u64..).inspect(move |_| {
+        counting.fetch_add(1, Ordering::Relaxed);
+    });
+    let mut results = pool
+        .map(items, |n| {
+            thread::sleep(Duration::from_micros(n * 7919 % 1000));
+            n * n
+        })
+        .look_ahead(6);
+    assert_eq!(pulled.load(Ordering::Relaxed), 0, "nobody has asked for a result");
+    for n in 0..500 {
+        assert_eq!(results.next(), Some(Ok(n * n)));
+        let ahead = pulled.load(Ordering::Relaxed) - usize::try_from(n).expect("small") - 1;
+        assert!(ahead <= 7, "{ahead} ahead of the {n}th");
+    }
+}
+
+#[test]
+fn map_reports_each_item_that_fails_and_goes_on() {
+    let pool = pool_of(2, 10);
+    let results: Vec<_> = pool
+        .map(0..10, |n| {
+            assert_ne!(n % 4, 3, "bad item");
+            n
+        })
+        .collect();
+    for (n, result) in results.iter().enumerate() {
+        let failed = matches!(result, Err(JobError::Panicked(message)) if message.contains("bad item"));
+        assert!(failed == (n % 4 == 3) && (failed || *result == Ok(n)), "{n}: {result:?}");
+    }
+    pool.drain(PATIENCE);
+    assert_eq!(pool.map(0..2, |n| n).collect::<Vec<_>>(), [Err(JobError::Draining), Err(JobError::Draining)]);
+}
+
+#[test]
+fn a_dropped_map_cancels_what_it_submitted_ahead() {
+    let pool = pool_of(1, 100);
+    let latch = Latch::default();
+    let wait = latch.clone();
+    let mut results = pool
+        .map(0..50, move |n| {
+            if n > 0 {
+                wait.wait();
+            }
+            n
+        })
+        .look_ahead(10);
+    assert_eq!(results.next(), Some(Ok(0)));
+    eventually("the second item runs", || (pool.stats().busy == 1).then_some(()));
+    drop(results);
+    latch.open();
+    let stats = pool.drain(PATIENCE).stats;
+    assert_eq!((stats.completed, stats.cancelled), (2, 9));
+}
+
+#[test]
+fn a_handle_can_be_awaited() {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+    let (pool, latch) = held(1, 10);
+    let (job, bad, cancelled) =
+        (submit(&pool, || 1), submit(&pool, || -> u32 { panic!("bad") }), submit(&pool, || 3));
+    let token = cancelled.cancel_token();
+    let outcomes = runtime.block_on(async {
+        // The runtime's only thread is not held by any of them.
+        let others = tokio::task::spawn(async move {
+            assert!(token.cancel());
+            latch.open();
+        });
+        let cancelled = cancelled.await;
+        others.await.expect("the task");
+        (job.await, bad.await, cancelled)
+    });
+    assert_eq!(outcomes, (Ok(1), Err(JobError::Panicked("bad".to_owned())), Err(JobError::Cancelled)));
+}
+
+/// Joins race with ends, over and over: whoever waits is told, and every outcome is the right one.
+#[test]
+fn no_end_is_missed_however_joins_fall() {
+    let pool = pool_of(3, 64);
+    thread::scope(|scope| {
+        for seed in 0..3 {
+            let pool = &pool;
+            scope.spawn(move || {
+                let mut random = fastrand::Rng::with_seed(seed);
+                for round in 0..4_000_u32 {
+                    let spins = random.u32(0..300);
+                    let job = pool.submit(move || {
+                        (0..spins).for_each(|_| std::hint::spin_loop());
+                        round
+                    });
+                    let job = job.expect("it is not draining");
+                    match random.u8(0..4) {
+                        0 => assert_eq!(join(job), Ok(round)),
+                        1 => {
+                            let cancelled = job.cancel();
+                            let expected = if cancelled { Err(JobError::Cancelled) } else { Ok(round) };
+                            assert_eq!(join(job), expected);
+                        }
+                        2 => {
+                            let mut jobs = [job];
+                            assert_eq!(wait(&mut jobs, Until::AllCompleted, PATIENCE), Ok(true));
+                        }
+                        _ => {
+                            let heard = Arc::new(Mutex::new(None));
+                            let (ear, this) = (Arc::clone(&heard), thread::current());
+                            job.on_done(move |outcome| {
+                                *ear.lock().expect("the ear") = Some(outcome);
+                                this.unpark();
+                            });
+                            let start = Instant::now();
+                            while heard.lock().expect("the ear").is_none() {
+                                assert!(start.elapsed() < PATIENCE, "nobody called back");
+                                thread::park_timeout(PATIENCE);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let stats = pool.drain(PATIENCE).stats;
+    assert_eq!((stats.submitted, stats.completed + stats.cancelled), (12_000, 12_000));
+}
