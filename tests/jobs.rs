@@ -383,7 +383,7 @@ fn map_keeps_the_order_and_looks_no_further_ahead_than_it_may() {
     for n in 0..500 {
         assert_eq!(results.next(), Some(Ok(n * n)));
         let ahead = pulled.load(Ordering::Relaxed) - usize::try_from(n).expect("small") - 1;
-        assert!(ahead <= 7, "{ahead} ahead of the {n}th");
+        assert!(ahead <= 6, "{ahead} ahead of the {n}th");
     }
 }
 
@@ -422,7 +422,7 @@ fn a_dropped_map_cancels_what_it_submitted_ahead() {
     drop(results);
     latch.open();
     let stats = pool.drain(PATIENCE).stats;
-    assert_eq!((stats.completed, stats.cancelled), (2, 9));
+    assert_eq!((stats.completed, stats.cancelled), (2, 8));
 }
 
 #[test]

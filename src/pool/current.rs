@@ -80,20 +80,19 @@ pub(crate) fn with_job(job: Arc<dyn Run>, run: impl FnOnce(&dyn Run)) {
 
 /// The pool whose worker the calling thread is, if it is this one, and the job it runs.
 pub(crate) fn worker_of(pool: PoolId) -> Option<(Arc<Identity>, JobId)> {
-    CURRENT.with(|current| {
-        let current = current.borrow();
-        let Current { pool: own, job } = current.as_ref()?;
+    look(|Current { pool: own, job }| {
         (own.id == pool).then(|| (Arc::clone(own), job.as_ref().map_or(0, |job| job_id(&**job))))
     })
 }
 
 /// The job that the calling thread runs.
 pub(crate) fn job() -> Option<(Arc<Identity>, Arc<dyn Run>)> {
-    CURRENT.with(|current| {
-        let current = current.borrow();
-        let Current { pool, job } = current.as_ref()?;
-        Some((Arc::clone(pool), Arc::clone(job.as_ref()?)))
-    })
+    look(|Current { pool, job }| Some((Arc::clone(pool), Arc::clone(job.as_ref()?))))
+}
+
+/// Asks the thread's entry. A thread that is so far in its end that it has none is nobody's worker.
+fn look<T>(ask: impl FnOnce(&Current) -> Option<T>) -> Option<T> {
+    CURRENT.try_with(|current| current.borrow().as_ref().and_then(ask)).ok().flatten()
 }
 
 /// Where a job is in memory, which tells it from all others while it lives.

@@ -126,8 +126,8 @@ impl<T: Send + 'static> JobHandle<T> {
 
     /// Hands the outcome to a closure instead of a `join`.
     ///
-    /// It is called once: by the worker, right after the job and before its next one, so that it should be
-    /// short; by whoever cancels or aborts the job; or here and now if the job has ended. If it panics, the
+    /// It is called once: by the worker, right after the job, as a part of it that holds the worker as long as it
+    /// lasts; by whoever cancels or aborts the job; or here and now if the job has ended. If it panics, the
     /// panic hook reports it, and nothing else happens.
     ///
     /// ```

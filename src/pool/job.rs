@@ -138,10 +138,12 @@ pub(crate) enum Waiter<T> {
     /// A task that polled the handle.
     Task(Waker),
     /// A callback, which takes the outcome.
-    Callback(Box<dyn FnOnce(Result<T, JobError>) + Send>),
+    Callback(Callback<T>),
     /// A group of jobs that is waited for together; called with whether the job failed.
     Group(Box<dyn FnOnce(bool) + Send>),
 }
+
+pub(crate) type Callback<T> = Box<dyn FnOnce(Result<T, JobError>) + Send>;
 
 /// An entry in a pool's list of waits, and where that is.
 pub(crate) struct Listed(pub(crate) Arc<Identity>, pub(crate) Ticket);
@@ -214,6 +216,21 @@ where
         drop(state);
         self.end_unrun(Unrun::Expired, &mut |_| ());
         lock(&self.state)
+    }
+
+    /// Takes the callback, if that is the waiter of the job that has just been run, and the outcome as taken.
+    fn take_callback(&self) -> Option<Callback<T>> {
+        let mut state = lock(&self.state);
+        match state.set_waiter(None)? {
+            Waiter::Callback(callback) => {
+                state.stage = Stage::Taken(None);
+                Some(callback)
+            }
+            other => {
+                state.set_waiter(Some(other));
+                None
+            }
+        }
     }
 
     /// Ends the job if it is queued. Returns why it ended unrun, if it did, now or before.
@@ -290,18 +307,20 @@ where
             return;
         };
         turn.begin();
-        let outcome = match catch_unwind(AssertUnwindSafe(job)) {
-            Ok(value) => {
-                turn.end(Outcome::Completed);
-                Ok(value)
-            }
-            Err(payload) => {
-                let message = panic_message(&*payload).to_owned();
-                quietly(|| drop(payload));
-                turn.end(Outcome::Panicked);
-                Err(JobError::Panicked(message))
-            }
-        };
+        let outcome = catch_unwind(AssertUnwindSafe(job)).map_err(|payload| {
+            let message = panic_message(&*payload).to_owned();
+            quietly(|| drop(payload));
+            JobError::Panicked(message)
+        });
+        let ended = if outcome.is_ok() { Outcome::Completed } else { Outcome::Panicked };
+        if let Some(callback) = self.take_callback() {
+            // The worker is busy with it as long as it lasts, so its time is the job's.
+            quietly(|| callback(outcome));
+            turn.end(ended);
+            return;
+        }
+        // Counted first: whoever is told finds it counted.
+        turn.end(ended);
         if settle(lock(&self.state), outcome) {
             turn.tarried();
         }

@@ -83,12 +83,7 @@ where
 
     fn next(&mut self) -> Option<Self::Item> {
         self.submit_ahead();
-        let outcome = self.ahead.pop_front()?.and_then(JobHandle::join);
-        // Whoever asked is busy with this result for a while; the workers need not be idle meanwhile.
-        if !self.ahead.is_empty() {
-            self.submit_ahead();
-        }
-        Some(outcome)
+        self.ahead.pop_front().map(|job| job.and_then(JobHandle::join))
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {

@@ -52,7 +52,7 @@ pub struct Stats {
     pub expired: u64,
     /// Jobs dropped from the queue by an abort.
     pub aborted: u64,
-    /// Submissions refused because the queue was full.
+    /// Submissions refused because the queue was full, those among them that would have waited for ever.
     pub rejected_full: u64,
     /// Submissions refused because the pool was draining.
     pub rejected_draining: u64,

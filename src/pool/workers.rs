@@ -78,7 +78,7 @@ pub type InitError = Box<dyn std::error::Error + Send + Sync>;
 /// instead.
 pub(crate) struct Workers<J: Job> {
     shared: Arc<Shared<J>>,
-    roster: Mutex<Threads<J>>,
+    threads: Mutex<Threads<J>>,
 }
 
 /// The worker threads. Joined when they have been let go, or by the first drain that sees them all exit.
@@ -170,7 +170,7 @@ impl<J: Job> Workers<J> {
         let start = Box::new(move |shared: &Arc<Shared<J>>, number, ready| {
             spawn(shared, number, stack_size, handler(number), init.clone(), ready)
         });
-        let pool = Workers { shared, roster: Mutex::new(Threads { running: Vec::new(), start, inits }) };
+        let pool = Workers { shared, threads: Mutex::new(Threads { running: Vec::new(), start, inits }) };
         // An early return drops the pool, which sends home the workers started so far.
         pool.resize(workers)?;
         Ok(pool)
@@ -202,7 +202,7 @@ impl<J: Job> Workers<J> {
     /// their job.
     pub(crate) fn resize(&self, workers: usize) -> Result<(), PoolError> {
         check_workers(workers)?;
-        let mut threads = lock(&self.roster);
+        let mut threads = lock(&self.threads);
         let shared = &self.shared;
         if shared.pool.stage.load(Ordering::SeqCst) != OPEN {
             return Err(PoolError::Draining);
@@ -258,7 +258,7 @@ impl<J: Job> Workers<J> {
         let all_gone = shared.pool.crew.wait_until_gone(timeout);
         let mut dropped = 0;
         if all_gone {
-            for (_, thread) in lock(&self.roster).running.drain(..) {
+            for (_, thread) in lock(&self.threads).running.drain(..) {
                 // Its last act was to leave the crew, so this blocks for no longer than a thread's exit takes.
                 let _ = thread.join();
             }
@@ -476,6 +476,8 @@ fn spawn<J: Job, H: Handler<J> + 'static>(
         .spawn(move || {
             // Moved in, so that it is dropped, and counted, whether the thread ran or was never granted.
             let leave = leave;
+            // Before the first step, so that a wait in it for the own pool is seen as well.
+            let _current = current::enter(&shared.pool);
             let begun = init.map_or(Ok(()), |init| begin(&*init, number));
             let failed = begun.is_err();
             if failed {
@@ -485,7 +487,6 @@ fn spawn<J: Job, H: Handler<J> + 'static>(
                 let _ = ready.send(begun);
             }
             if !failed {
-                let _current = current::enter(&shared.pool);
                 worker::work(&shared, &cell, &mut handler);
             }
         })
