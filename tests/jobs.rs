@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::pools::{Latch, broken_law, held, pool_of, timed};
+use common::pools::{Bomb, Latch, all_asleep, broken_law, held, pool_of, timed};
 use common::{PATIENCE, eventually};
 use millpond::{CancelToken, JobError, JobHandle, Pool, Rejected, Until, as_completed, wait};
 
@@ -67,12 +67,6 @@ fn a_dropped_handle_lets_the_job_run() {
 
 #[test]
 fn a_result_whose_destructor_panics_harms_nobody() {
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("a result's destructor");
-        }
-    }
     let pool = pool_of(1, 10);
     drop(submit(&pool, || Bomb));
     assert_eq!(join(submit(&pool, || 3)), Ok(3));
@@ -200,6 +194,60 @@ fn a_job_that_waits_longer_than_its_deadline_expires_unrun() {
 }
 
 #[test]
+fn groups_are_told_of_a_deadline_in_time() {
+    let (pool, latch) = held(1, 10);
+    let late = || pool.with_deadline(Duration::from_millis(20)).try_submit(|| {}).expect("room");
+    let mut jobs = [late(), late()];
+    assert_eq!(wait(&mut jobs, Until::AllCompleted, PATIENCE), Ok(true));
+    let (outcomes, took) = timed(|| as_completed([late(), late()]).map(|(_, end)| end).collect::<Vec<_>>());
+    assert_eq!(outcomes, [Err(JobError::Expired), Err(JobError::Expired)]);
+    assert!(took < PATIENCE / 2, "{took:?}");
+    latch.open();
+}
+
+#[test]
+fn a_job_without_a_handle_is_told_of_an_abort_too() {
+    let pool = pool_of(1, 10);
+    let (report, reports) = mpsc::channel();
+    pool.execute(move || {
+        let token = CancelToken::current().expect("this is a job");
+        report.send(false).expect("the test waits");
+        eventually("it is told", || token.is_cancelled().then_some(()));
+        report.send(token.cancel()).expect("the test waits");
+    })
+    .expect("room");
+    assert_eq!(reports.recv_timeout(PATIENCE), Ok(false));
+    pool.abort();
+    assert_eq!(reports.recv_timeout(PATIENCE), Ok(false), "told, though it cannot be cancelled alone");
+}
+
+#[test]
+fn the_destructor_of_a_result_nobody_wants_is_a_part_of_its_job() {
+    struct Slow(Latch);
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            self.0.wait();
+        }
+    }
+    let (pool, latch) = (pool_of(1, 10), Latch::default());
+    let result = Slow(latch.clone());
+    let (dropped, seen) = mpsc::channel();
+    let job = submit(&pool, move || {
+        seen.recv().expect("the handle is dropped first");
+        result
+    });
+    drop(job);
+    dropped.send(()).expect("it waits");
+    eventually("it takes its time", || {
+        let stats = pool.stats();
+        (stats.longest_running > Duration::from_millis(20)).then_some(())
+    });
+    assert_eq!((pool.stats().busy, pool.stats().completed), (1, 0));
+    latch.open();
+    assert_eq!(pool.drain(PATIENCE).stats.completed, 1);
+}
+
+#[test]
 fn a_deadline_does_not_stop_a_job_that_runs() {
     let pool = pool_of(1, 10);
     let job = pool.with_deadline(Duration::from_millis(50)).submit(|| {
@@ -242,6 +290,146 @@ fn a_worker_may_wait_for_its_own_pool_while_another_is_free() {
     // And for another pool always.
     let (one, other) = (pool_of(1, 10), Arc::new(pool_of(1, 10)));
     assert_eq!(join(submit(&one, move || submit(&other, || 9).join())), Ok(Ok(9)));
+}
+
+fn named(name: &str, workers: usize, queue_capacity: usize) -> Arc<Pool> {
+    let builder = Pool::builder(name).workers(workers).queue_capacity(queue_capacity);
+    Arc::new(builder.build().expect("the threads"))
+}
+
+/// Any code may unpark a thread, and std's own channels do. A wait that was begun twice must count once.
+#[test]
+fn a_wake_up_without_an_end_is_no_second_wait() {
+    let pool = named("unpark", 3, 10);
+    for _ in 0..3 {
+        let (latch, inner) = (Latch::default(), Arc::clone(&pool));
+        let wait = latch.clone();
+        let outer = submit(&pool, move || {
+            let held = submit(&inner, move || wait.wait());
+            thread::current().unpark();
+            held.join()
+        });
+        eventually("both run", || (pool.stats().busy == 2).then_some(()));
+        all_asleep("mill-unpark-", 3);
+        latch.open();
+        assert_eq!(join(outer), Ok(Ok(())));
+    }
+    // Nothing of it is left behind: all but one may leave.
+    pool.resize(1).expect("fewer need nothing");
+    eventually("two have left", || (pool.stats().workers == 1).then_some(()));
+}
+
+/// The join of a job that expires ends it by its own hand, and so wakes itself for nothing.
+#[test]
+fn a_join_after_one_that_expired_is_no_deadlock() {
+    let pool = named("late", 2, 10);
+    let (latch, inner) = (Latch::default(), Arc::clone(&pool));
+    let wait = latch.clone();
+    let outer = submit(&pool, move || {
+        let held = submit(&inner, move || wait.wait());
+        let late = inner.with_deadline(Duration::from_millis(10)).try_submit(|| {}).expect("room");
+        (late.join(), held.join())
+    });
+    let opener = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(30));
+        latch.open();
+    });
+    assert_eq!(join(outer), Ok((Err(JobError::Expired), Ok(()))));
+    opener.join().expect("the opener");
+}
+
+/// Who waits for room has been given it, but is not awake yet, when the worker that made the room waits for it.
+#[test]
+fn a_worker_that_made_room_may_wait_for_the_one_it_made_it_for() {
+    let pool = named("room", 2, 1);
+    for _ in 0..50 {
+        let latch = Latch::default();
+        let wait = latch.clone();
+        let held = submit(&pool, move || wait.wait());
+        eventually("one is held", || (pool.stats().busy == 1).then_some(()));
+        let (start, started) = mpsc::channel::<()>();
+        let inner = Arc::clone(&pool);
+        let waits_for_room = submit(&pool, move || {
+            started.recv().expect("the test goes on");
+            inner.submit(|| 3).is_ok()
+        });
+        eventually("both run", || (pool.stats().busy == 2).then_some(()));
+        // It fills the queue, and runs next.
+        let (give, given) = mpsc::channel::<JobHandle<bool>>();
+        let joins = submit(&pool, move || given.recv().expect("a handle").join());
+        give.send(waits_for_room).expect("it waits");
+        start.send(()).expect("it waits");
+        all_asleep("mill-room-", 2);
+        latch.open();
+        assert_eq!((join(joins), join(held)), (Ok(Ok(true)), Ok(())));
+        eventually("all is quiet", || {
+            (pool.stats().busy == 0 && pool.stats().queue_depth == 0).then_some(())
+        });
+    }
+}
+
+#[test]
+fn a_circle_through_a_group_is_told() {
+    let pool = pool_of(4, 10);
+    let (to_group, group_gets) = mpsc::channel::<JobHandle<bool>>();
+    let (to_joiner, joiner_gets) = mpsc::channel::<JobHandle<bool>>();
+    let (report, reports) = mpsc::channel();
+    let other_report = report.clone();
+    let group = submit(&pool, move || {
+        let handle = group_gets.recv().expect("a handle");
+        let told = as_completed([handle]).any(|(_, end)| matches!(end, Err(JobError::Deadlock { .. })));
+        report.send(told).expect("the test waits");
+        told
+    });
+    let joiner = submit(&pool, move || {
+        let told = matches!(joiner_gets.recv().expect("a handle").join(), Err(JobError::Deadlock { .. }));
+        other_report.send(told).expect("the test waits");
+        told
+    });
+    to_group.send(joiner).expect("it waits");
+    to_joiner.send(group).expect("it waits");
+    let told: Vec<_> = (0..2).map(|_| reports.recv_timeout(PATIENCE).expect("both end")).collect();
+    assert_eq!(told, [true, false], "whoever closed the circle is told, and then the other can end");
+}
+
+#[test]
+fn a_group_of_two_pools_is_told_once_only_its_own_is_left() {
+    let (own, other) = (Arc::new(pool_of(1, 10)), pool_of(1, 10));
+    let inner = Arc::clone(&own);
+    let job = submit(&own, move || {
+        let jobs = [submit(&inner, || 1), submit(&other, || 2)];
+        as_completed(jobs).collect::<Vec<_>>()
+    });
+    let deadlock = Err(JobError::Deadlock { pool: "test".to_owned() });
+    assert_eq!(join(job), Ok(vec![(1, Ok(2)), (0, deadlock)]));
+}
+
+/// While a worker is expected, a wait is not the last; when it cannot begin after all, it is.
+#[test]
+fn who_counted_on_a_worker_that_cannot_begin_is_told() {
+    let (latch, asked) = (Latch::default(), Arc::new(AtomicBool::new(false)));
+    let (wait, was_asked) = (latch.clone(), Arc::clone(&asked));
+    let builder = Pool::builder("hope").workers(1).queue_capacity(4).on_worker_start(move |number| {
+        if number == 0 {
+            return Ok(());
+        }
+        was_asked.store(true, Ordering::Release);
+        wait.wait();
+        Err("no luck".into())
+    });
+    let pool = Arc::new(builder.build().expect("one can begin"));
+    thread::scope(|scope| {
+        let resize = scope.spawn(|| pool.resize(2));
+        eventually("the second is beginning", || asked.load(Ordering::Acquire).then_some(()));
+        let inner = Arc::clone(&pool);
+        let outer = submit(&pool, move || submit(&inner, || 1).join());
+        eventually("it runs", || (pool.stats().busy == 1).then_some(()));
+        all_asleep("mill-hope-", 2);
+        assert!(!outer.is_finished(), "there is hope");
+        latch.open();
+        assert!(resize.join().expect("the resize").is_err());
+        assert_eq!(join(outer), Ok(Err(JobError::Deadlock { pool: "hope".to_owned() })));
+    });
 }
 
 #[test]
@@ -310,10 +498,8 @@ fn the_last_free_worker_does_not_leave_when_the_pool_shrinks() {
         (second.join(), first.join())
     });
     // One is held, and the other waits for the job behind it.
-    eventually("both workers sleep", || {
-        let states = common::thread_states("mill-last-");
-        (pool.stats().busy == 2 && states == ['S', 'S']).then_some(())
-    });
+    eventually("both are busy", || (pool.stats().busy == 2).then_some(()));
+    all_asleep("mill-last-", 2);
     pool.resize(1).expect("fewer need nothing");
     latch.open();
     assert_eq!(join(outer), Ok((Ok(5), Ok(()))));
@@ -385,6 +571,13 @@ fn map_keeps_the_order_and_looks_no_further_ahead_than_it_may() {
         let ahead = pulled.load(Ordering::Relaxed) - usize::try_from(n).expect("small") - 1;
         assert!(ahead <= 6, "{ahead} ahead of the {n}th");
     }
+}
+
+#[test]
+fn map_counts_nothing_as_rejected_that_it_goes_on_to_submit() {
+    let pool = pool_of(2, 1);
+    assert!(pool.map(0..1000, |n| n).look_ahead(8).enumerate().all(|(n, result)| result == Ok(n)));
+    assert_eq!(pool.stats().rejected_full, 0);
 }
 
 #[test]

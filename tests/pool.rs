@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::pools::{Latch, broken_law, held, pool_of, timed};
+use common::pools::{Bomb, Latch, all_asleep, broken_law, held, pool_of, timed};
 use common::{PATIENCE, eventually, thread_states};
 use millpond::{Drained, MAX_WORKERS, Pool, PoolError, Rejected};
 
@@ -59,12 +59,6 @@ fn a_panicking_job_keeps_its_worker() {
 
 #[test]
 fn a_payload_that_panics_when_dropped_is_survived() {
-    struct Bomb;
-    impl Drop for Bomb {
-        fn drop(&mut self) {
-            panic!("a payload's destructor");
-        }
-    }
     let pool = pool_of(1, 10);
     submit(&pool, || std::panic::panic_any(Bomb));
     submit(&pool, || {});
@@ -112,6 +106,23 @@ fn a_drain_that_runs_out_of_time_says_what_is_left() {
     assert_eq!((pool.stats().completed, pool.stats().aborted), (1, 7));
 }
 
+/// Workers that see the abort help to drop; what they drop counts as well.
+#[test]
+fn a_drain_that_runs_out_of_time_counts_every_job_it_dropped() {
+    for _ in 0..20 {
+        let pool = pool_of(2, 20_000);
+        for _ in 0..20_000 {
+            submit(&pool, || (0..200).for_each(|_| std::hint::spin_loop()));
+        }
+        let drained = pool.drain(Duration::from_micros(500));
+        eventually("the last have ended", || (pool.stats().busy == 0).then_some(()));
+        let stats = pool.stats();
+        assert_eq!((drained.dropped, stats.queue_depth), (stats.aborted, 0), "{drained:?}");
+        assert!(!drained.is_clean() || stats.aborted == 0, "{drained:?}");
+        assert_eq!(broken_law(&stats), None);
+    }
+}
+
 #[test]
 fn an_abort_drops_what_waits_and_lets_the_running_job_end() {
     let (pool, latch) = held(1, 100);
@@ -147,6 +158,8 @@ fn what_cannot_be_started_is_refused_with_no_thread_left() {
     assert!(matches!(start(MAX_WORKERS + 1, 1), Some(PoolError::Workers(_))));
     assert!(matches!(start(1, 0), Some(PoolError::QueueCapacity(0))));
     assert!(matches!(start(1, usize::MAX), Some(PoolError::QueueCapacity(usize::MAX))));
+    let refused = Pool::builder("a\0b").build().err();
+    assert!(matches!(refused, Some(PoolError::Name(_))), "{refused:?}");
     // A stack that no address space has room for.
     let refused = Pool::builder("refused").workers(3).stack_size(1 << 60).build().err();
     assert!(matches!(refused, Some(PoolError::Spawn { started: 0, .. })), "{refused:?}");
@@ -318,6 +331,15 @@ fn every_reading_keeps_the_laws_and_nothing_falls() {
     });
 }
 
+/// A thread with a name by which `/proc` shows whether it sleeps.
+fn spawn_named<'scope, T: Send + 'scope>(
+    scope: &'scope thread::Scope<'scope, '_>,
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'scope,
+) -> thread::ScopedJoinHandle<'scope, T> {
+    thread::Builder::new().name(name.to_owned()).spawn_scoped(scope, run).expect("a thread")
+}
+
 /// Drains the pool, and does `step` when the drain has begun.
 fn drain_then(pool: &Pool, step: impl FnOnce()) -> Drained {
     thread::scope(|scope| {
@@ -333,9 +355,10 @@ fn submit_blocks_until_there_is_room() {
     let (pool, latch) = held(1, 1);
     submit(&pool, || {});
     thread::scope(|scope| {
-        let blocked: Vec<_> =
-            (0..3).map(|_| scope.spawn(|| pool.submit(|| 7).map(millpond::JobHandle::join))).collect();
-        thread::sleep(Duration::from_millis(30));
+        let blocked: Vec<_> = (0..3)
+            .map(|_| spawn_named(scope, "blocked", || pool.submit(|| 7).map(millpond::JobHandle::join)))
+            .collect();
+        all_asleep("blocked", 3);
         assert!(blocked.iter().all(|thread| !thread.is_finished()), "there is no room");
         assert_eq!(pool.stats().rejected_full, 0);
         latch.open();
@@ -365,10 +388,12 @@ fn a_drain_turns_back_who_blocks_for_room() {
     submit(&pool, || {});
     thread::scope(|scope| {
         let blocked = [
-            scope.spawn(|| pool.execute(|| {}).map_err(|_| ())),
-            scope.spawn(|| pool.submit_timeout(|| {}, PATIENCE).map(drop).map_err(|_| ())),
+            spawn_named(scope, "turned-back", || pool.execute(|| {}).map_err(|_| ())),
+            spawn_named(scope, "turned-back", || {
+                pool.submit_timeout(|| {}, PATIENCE).map(drop).map_err(|_| ())
+            }),
         ];
-        thread::sleep(Duration::from_millis(20));
+        all_asleep("turned-back", 2);
         let drain = scope.spawn(|| pool.drain(PATIENCE));
         for thread in blocked {
             assert_eq!(thread.join().expect("a submitter"), Err(()));
@@ -480,6 +505,20 @@ fn a_worker_that_cannot_begin_is_an_error_with_no_thread_left() {
 }
 
 #[test]
+fn a_worker_cannot_resize_its_pool_in_its_first_step() {
+    let slot: Arc<Mutex<Option<Arc<Pool>>>> = Arc::default();
+    let own = Arc::clone(&slot);
+    let builder = Pool::builder("own").workers(1).on_worker_start(move |_| {
+        let Some(pool) = own.lock().expect("the slot").take() else { return Ok(()) };
+        Err(pool.resize(5).expect_err("it would wait for itself").into())
+    });
+    let pool = Arc::new(builder.build().expect("a thread"));
+    *slot.lock().expect("the slot") = Some(Arc::clone(&pool));
+    let refused = pool.resize(2).expect_err("the step failed").to_string();
+    assert_eq!(refused, "a worker could not begin: a worker cannot resize its pool in its own first step");
+}
+
+#[test]
 fn a_registry_has_the_pool_under_its_name() {
     let registry = prometheus::Registry::new();
     let pool = Pool::builder("jobs").workers(2).registry(&registry).build().expect("threads");
@@ -495,6 +534,8 @@ fn a_registry_has_the_pool_under_its_name() {
     let again = Pool::builder("jobs").registry(&registry).build().expect_err("the name is taken");
     assert!(matches!(again, PoolError::Register { .. }), "{again:?}");
     Pool::builder("others").registry(&registry).build().expect("another name");
+    drop(pool);
+    Pool::builder("jobs").registry(&registry).build().expect("the name is free when its pool is gone");
 }
 
 #[test]
@@ -506,6 +547,14 @@ fn a_pool_without_times_counts_all_the_same() {
     }
     let stats = pool.stats();
     assert_eq!((stats.completed, stats.busy_time, broken_law(&stats)), (10, Duration::ZERO, None));
+    let latch = Latch::default();
+    let wait = latch.clone();
+    pool.resize(1).expect("fewer need nothing");
+    pool.execute(move || wait.wait()).expect("room");
+    pool.execute(|| {}).expect("room");
+    eventually("one waits", || (pool.stats().queue_depth == 1).then_some(()));
+    assert_eq!((pool.oldest_age(), pool.stats().longest_running), (Duration::ZERO, Duration::ZERO));
+    latch.open();
     let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
     assert!(text.contains(r#"millpond_pool_job_duration_seconds_count{pool="bare"} 0"#), "{text}");
 }

@@ -7,32 +7,43 @@
 //! wait that would complete either is refused with an error instead:
 //!
 //! - *Starvation*: every worker waits likewise, so nothing that is queued will ever start.
-//! - *A circle*: the job it waits for waits, directly or through others, for the job it is running itself.
+//! - *A circle*: whatever it waits for waits, directly or through others, for the job it is running itself.
 //!
 //! The argument that the error is neither missed nor wrong. A wait is entered here under the lock of what is
 //! waited for, before that ends, and crossed out under the same lock when it ends, *by whoever ends it* and
-//! not by the waiter when it awakes. So at any moment the waits on the list are exactly those of workers that
+//! not by the waiter when it awakes. A waiter that awakes for another reason crosses its entry out, under that
+//! lock, before it makes a new one. So at any moment the waits on the list are exactly those of workers that
 //! can only be freed by an end that has not happened. If all workers are on it, none of them can bring one
 //! about; the last to come sees that, because the list has its own lock. Waits that end by themselves, with a
-//! timeout, are not on the list.
+//! timeout or a deadline, are not on the list.
 //!
-//! Someone outside may still free them, with a cancel or an abort; but that is no reason to hang until
-//! somebody does. A wait for room in the queue ends when there is room and not by anybody's hand, so such a
-//! wait is crossed out by the waiter itself, and counts as hopeless only while the queue is full.
+//! A wait for room in the queue ends when there is room, and not by anybody's hand: its waiter may have been
+//! told and not be awake yet. So while such a wait is on the list, all workers on it proves nothing. Whoever
+//! completes the list then has those who wait for room look again, and each crosses itself out, tries, and
+//! comes back if the queue is full; with all others on the list and the queue still full it is hopeless.
 //!
-//! A worker that has been told to leave stays while it is the last that does not wait; and none leaves a
-//! draining pool before the queue is empty, when no job that could be starved is left.
+//! A worker that has been told to leave stays while it is the last that does not wait, and none leaves a
+//! draining pool before the queue is empty, when no job that could be starved is left. When a worker that was
+//! expected cannot begin, everybody who waits looks again.
+//!
+//! What is not seen: circles through several pools, and waits of an executor that polls handles on a worker.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, PoisonError};
 use std::time::Duration;
 
+use event_listener::Event;
+
 use crate::sync;
+use crate::sync::checked::thread::{self, Thread};
 use crate::sync::checked::{Mutex, MutexGuard, lock};
 
 /// The workers of a pool, as a number and as a list of those that wait for it.
 #[derive(Debug, Default)]
 pub(crate) struct Crew {
+    /// Told when there may be room in the queue; see `workers.rs`.
+    pub(crate) room: Event,
     roster: Mutex<Roster>,
     /// A copy of [`Roster::workers`], for readers of gauges. Written under the lock.
     workers: AtomicUsize,
@@ -60,15 +71,15 @@ struct Wait {
     /// The job the worker is running.
     by: JobId,
     what: Awaited,
+    /// To have it look again. A wait for room is told through [`Crew::room`].
+    thread: Thread,
 }
 
 /// What a worker of the pool waits for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Awaited {
-    /// The end of one job.
-    Job(JobId),
-    /// The end of one of several jobs.
-    AnyOf,
+    /// The end of one of these jobs.
+    AnyOf(Vec<JobId>),
     /// Room in the queue.
     Room,
 }
@@ -80,9 +91,14 @@ pub(crate) type JobId = usize;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket(u64);
 
-/// The wait that was refused would never have ended.
+/// Why a wait was not entered.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Hopeless;
+pub(crate) enum Refusal {
+    /// It would never have ended.
+    Hopeless,
+    /// There is room in the queue after all.
+    HasRoom,
+}
 
 impl Crew {
     /// How many workers there are.
@@ -128,6 +144,10 @@ impl Crew {
         roster.workers -= 1;
         roster.wanted = roster.wanted.min(roster.workers);
         self.publish(&roster);
+        // Those who wait had counted on it.
+        roster.waits.iter().for_each(|wait| wait.thread.unpark());
+        drop(roster);
+        self.room.notify(usize::MAX);
     }
 
     /// Counts out a thread that has come to its end.
@@ -154,28 +174,36 @@ impl Crew {
         *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
     }
 
-    /// Enters a wait of the worker that runs the job `by`, unless it would never end. `queue_is_full` is
-    /// asked when that depends on it.
+    /// Enters a wait of the calling worker, which runs the job `by`, unless it would never end. `queue_is_full`
+    /// is asked when a wait for room depends on it.
     pub(crate) fn wait(
         &self,
         by: JobId,
         what: Awaited,
         queue_is_full: impl Fn() -> bool,
-    ) -> Result<Ticket, Hopeless> {
+    ) -> Result<Ticket, Refusal> {
         let mut roster = lock(&self.roster);
-        if let Awaited::Job(job) = what
-            && roster.leads_back(job, by)
+        if let Awaited::AnyOf(jobs) = &what
+            && roster.lead_nowhere(jobs, by)
         {
-            return Err(Hopeless);
+            return Err(Refusal::Hopeless);
         }
         let all_wait = roster.waits.len() + 1 >= roster.workers;
-        let for_room = || what == Awaited::Room || roster.waits.iter().any(|wait| wait.what == Awaited::Room);
-        if all_wait && (!for_room() || queue_is_full()) {
-            return Err(Hopeless);
+        let for_room = roster.waits.iter().any(|wait| wait.what == Awaited::Room);
+        if all_wait && what == Awaited::Room {
+            return Err(if queue_is_full() { Refusal::Hopeless } else { Refusal::HasRoom });
+        }
+        if all_wait && !for_room {
+            return Err(Refusal::Hopeless);
         }
         roster.last_ticket += 1;
         let ticket = Ticket(roster.last_ticket);
-        roster.waits.push(Wait { ticket, by, what });
+        roster.waits.push(Wait { ticket, by, what, thread: thread::current() });
+        drop(roster);
+        if all_wait {
+            // They can tell.
+            self.room.notify(usize::MAX);
+        }
         Ok(ticket)
     }
 
@@ -186,20 +214,20 @@ impl Crew {
 }
 
 impl Roster {
-    /// Whether the job `from` waits, directly or through others, for the end of the job `to`.
-    fn leads_back(&self, from: JobId, to: JobId) -> bool {
-        let mut at = from;
-        // There is no circle among the waits, so the walk ends; the bound is for the reader.
-        for _ in 0..=self.waits.len() {
-            if at == to {
-                return true;
-            }
-            match self.waits.iter().find(|wait| wait.by == at) {
-                Some(Wait { what: Awaited::Job(next), .. }) => at = *next,
-                _ => return false,
+    /// Whether every way from these jobs, through what they wait for, ends in waits, when `by` waits too. A job
+    /// that does not wait, or waits for room, is a way out.
+    fn lead_nowhere(&self, jobs: &[JobId], by: JobId) -> bool {
+        let mut seen = HashSet::from([by]);
+        let mut ahead = jobs.to_vec();
+        while let Some(job) = ahead.pop() {
+            if seen.insert(job) {
+                match self.waits.iter().find(|wait| wait.by == job) {
+                    Some(Wait { what: Awaited::AnyOf(next), .. }) => ahead.extend(next),
+                    _ => return false,
+                }
             }
         }
-        false
+        true
     }
 }
 
@@ -213,37 +241,57 @@ mod tests {
         crew
     }
 
-    #[test]
-    fn the_last_worker_may_not_wait_for_its_own_pool() {
-        let crew = crew_of(2);
-        let first = crew.wait(1, Awaited::Job(10), || true).expect("another worker is free");
-        assert_eq!(crew.wait(2, Awaited::Job(11), || true), Err(Hopeless));
-        crew.wait_is_over(first);
-        assert!(crew.wait(2, Awaited::AnyOf, || true).is_ok());
+    const HOPELESS: Result<Ticket, Refusal> = Err(Refusal::Hopeless);
+
+    fn join(crew: &Crew, by: JobId, jobs: &[JobId]) -> Result<Ticket, Refusal> {
+        crew.wait(by, Awaited::AnyOf(jobs.to_vec()), || unreachable!("it is no wait for room"))
     }
 
     #[test]
-    fn a_circle_is_seen_although_a_worker_is_free() {
+    fn the_last_worker_may_not_wait_for_its_own_pool() {
+        let crew = crew_of(2);
+        let first = join(&crew, 1, &[10]).expect("another worker is free");
+        assert_eq!(join(&crew, 2, &[11]), HOPELESS);
+        crew.wait_is_over(first);
+        assert!(join(&crew, 2, &[11, 12]).is_ok());
+    }
+
+    #[test]
+    fn a_circle_is_seen_although_workers_are_free() {
         let crew = crew_of(9);
-        assert!(crew.wait(1, Awaited::Job(2), || true).is_ok());
-        assert!(crew.wait(2, Awaited::Job(3), || true).is_ok());
-        assert_eq!(crew.wait(3, Awaited::Job(1), || true), Err(Hopeless));
-        assert_eq!(crew.wait(3, Awaited::Job(3), || true), Err(Hopeless), "a job that waits for itself");
-        assert!(crew.wait(3, Awaited::Job(4), || true).is_ok());
+        assert!(join(&crew, 1, &[2]).is_ok());
+        assert!(join(&crew, 2, &[3]).is_ok());
+        assert_eq!(join(&crew, 3, &[1]), HOPELESS);
+        assert_eq!(join(&crew, 3, &[3]), HOPELESS, "a job that waits for itself");
+        assert_eq!(join(&crew, 3, &[1, 2, 3]), HOPELESS, "none of them is a way out");
+        assert!(join(&crew, 3, &[1, 4]).is_ok(), "one of them may end");
+        assert_eq!(join(&crew, 4, &[2]), HOPELESS, "that was the only way out");
     }
 
     #[test]
     fn a_wait_for_room_is_hopeless_only_while_the_queue_is_full() {
         let crew = crew_of(1);
-        assert_eq!(crew.wait(1, Awaited::Room, || true), Err(Hopeless));
-        assert!(crew.wait(1, Awaited::Room, || false).is_ok());
+        assert_eq!(crew.wait(1, Awaited::Room, || true), HOPELESS);
+        assert_eq!(crew.wait(1, Awaited::Room, || false), Err(Refusal::HasRoom));
+    }
+
+    /// Who waits for room may have been given it already, so the one who completes the list is not the one to
+    /// be told.
+    #[test]
+    fn who_waits_for_room_decides_whether_it_is_hopeless() {
+        let crew = crew_of(2);
+        let room = crew.wait(1, Awaited::Room, || true).expect("another worker is free");
+        assert!(join(&crew, 2, &[10]).is_ok());
+        crew.wait_is_over(room);
+        assert_eq!(crew.wait(1, Awaited::Room, || false), Err(Refusal::HasRoom));
+        assert_eq!(crew.wait(1, Awaited::Room, || true), HOPELESS);
     }
 
     #[test]
     fn a_surplus_worker_leaves_unless_all_others_wait() {
         let crew = crew_of(3);
         assert!(!crew.has_surplus() && !crew.retire());
-        let waits = [1, 2].map(|by| crew.wait(by, Awaited::AnyOf, || true).expect("one is free"));
+        let waits = [1, 2].map(|by| join(&crew, by, &[10]).expect("one is free"));
         assert_eq!(crew.want(1), 0);
         assert!(crew.has_surplus() && !crew.retire(), "it is the last that could run anything");
         waits.into_iter().for_each(|ticket| crew.wait_is_over(ticket));

@@ -22,7 +22,16 @@ loom::thread_local! {
 
 struct Current {
     pool: Arc<Identity>,
-    job: Option<Arc<dyn Run>>,
+    runs: Runs,
+}
+
+/// What a worker is running.
+enum Runs {
+    /// Nothing: it is in its first step, or between jobs.
+    Nothing,
+    /// A job that has no handle.
+    Plain,
+    Job(Arc<dyn Run>),
 }
 
 /// What a worker knows of the pool it belongs to, whatever its jobs are.
@@ -48,7 +57,7 @@ impl Identity {
 
 /// Makes the calling thread a worker until the guard is dropped.
 pub(crate) fn enter(pool: &Arc<Identity>) -> Guard {
-    CURRENT.with(|current| current.replace(Some(Current { pool: Arc::clone(pool), job: None })));
+    CURRENT.with(|current| current.replace(Some(Current { pool: Arc::clone(pool), runs: Runs::Nothing })));
     Guard
 }
 
@@ -61,33 +70,68 @@ impl Drop for Guard {
 }
 
 /// Calls `run` with the job while it is the thread's current one.
-pub(crate) fn with_job(job: Arc<dyn Run>, run: impl FnOnce(&dyn Run)) {
-    CURRENT.with(|current| {
-        if let Some(current) = &mut *current.borrow_mut() {
-            current.job = Some(job);
-        }
-    });
+pub(crate) fn with_job(job: Arc<dyn Run>, run: impl FnOnce(&Arc<dyn Run>)) {
+    set(Runs::Job(job));
     // What runs here may look at the current job, and only look: nobody borrows it to change it.
     CURRENT.with(|current| {
-        if let Some(Current { job: Some(job), .. }) = &*current.borrow() {
-            run(&**job);
+        if let Some(Current { runs: Runs::Job(job), .. }) = &*current.borrow() {
+            run(job);
         }
     });
-    let job = CURRENT.with(|current| current.borrow_mut().as_mut().and_then(|current| current.job.take()));
     // Out of the borrow: a destructor may be anything.
-    drop(job);
+    drop(set(Runs::Nothing));
 }
 
-/// The pool whose worker the calling thread is, if it is this one, and the job it runs.
-pub(crate) fn worker_of(pool: PoolId) -> Option<(Arc<Identity>, JobId)> {
-    look(|Current { pool: own, job }| {
-        (own.id == pool).then(|| (Arc::clone(own), job.as_ref().map_or(0, |job| job_id(&**job))))
+/// Calls `run` while the thread's current job is one without a handle.
+pub(crate) fn with_plain_job(run: impl FnOnce()) {
+    /// Also when the job panics.
+    struct Over;
+    impl Drop for Over {
+        fn drop(&mut self) {
+            set(Runs::Nothing);
+        }
+    }
+    set(Runs::Plain);
+    let _over = Over;
+    run();
+}
+
+fn set(runs: Runs) -> Option<Runs> {
+    CURRENT.with(|current| {
+        current.borrow_mut().as_mut().map(|current| std::mem::replace(&mut current.runs, runs))
     })
 }
 
-/// The job that the calling thread runs.
-pub(crate) fn job() -> Option<(Arc<Identity>, Arc<dyn Run>)> {
-    look(|Current { pool, job }| Some((Arc::clone(pool), Arc::clone(job.as_ref()?))))
+/// The pool whose worker the calling thread is, and the job it runs, as far as that can be told apart.
+pub(crate) fn worker() -> Option<(Arc<Identity>, JobId)> {
+    look(|Current { pool, runs }| match runs {
+        Runs::Job(job) => Some((Arc::clone(pool), job_id(&**job))),
+        // Nobody can wait for such a job, so it needs no name.
+        Runs::Plain | Runs::Nothing => Some((Arc::clone(pool), 0)),
+    })
+}
+
+/// As [`worker`], if it is a worker of this pool.
+pub(crate) fn worker_of(pool: PoolId) -> Option<(Arc<Identity>, JobId)> {
+    worker().filter(|(own, _)| own.id == pool)
+}
+
+/// Whether the calling thread is a worker of this pool in its first step.
+pub(crate) fn is_beginning_in(pool: PoolId) -> bool {
+    look(|current| Some(current.pool.id == pool && matches!(current.runs, Runs::Nothing))).unwrap_or(false)
+}
+
+/// The pool of the job that the calling thread runs, if it runs one.
+pub(crate) fn pool() -> Option<Arc<Identity>> {
+    look(|current| (!matches!(current.runs, Runs::Nothing)).then(|| Arc::clone(&current.pool)))
+}
+
+/// The job that the calling thread runs, if it is one with a handle.
+pub(crate) fn job() -> Option<Arc<dyn Run>> {
+    look(|current| match &current.runs {
+        Runs::Job(job) => Some(Arc::clone(job)),
+        Runs::Plain | Runs::Nothing => None,
+    })
 }
 
 /// Asks the thread's entry. A thread that is so far in its end that it has none is nobody's worker.

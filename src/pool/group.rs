@@ -3,17 +3,26 @@
 //! Each job of the group is given a waiter that, at its end, puts the job's number into one box and wakes
 //! whoever waits at it. The box has a lock of its own, always taken after a job's.
 
-use std::collections::VecDeque;
+use std::borrow::Borrow;
+use std::collections::{BTreeSet, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::crew::Awaited;
+use super::crew::JobId;
 use super::current::PoolId;
 use super::handle::{JobError, JobHandle, list_wait};
 use super::job::{Listed, Waiter};
 use crate::sync::checked::thread::{self, Thread};
 use crate::sync::checked::{Mutex, lock};
+
+/// Several jobs that are waited for together.
+#[derive(Default)]
+struct Group {
+    inbox: Arc<Inbox>,
+    /// The deadlines of jobs that were queued when they joined, and their numbers.
+    deadlines: BTreeSet<(Instant, usize)>,
+}
 
 /// Where the ends of a group's jobs are reported.
 #[derive(Default)]
@@ -37,54 +46,78 @@ impl Inbox {
     fn arrive(&self, number: usize, failed: bool) {
         let mut state = lock(&self.state);
         state.ended.push_back(Arrival { number, failed });
-        let sleeper = state.sleeper.take();
-        if let Some((_, Some(listed))) = &sleeper {
-            // Under the lock, so that the list is exact: see `crew.rs`.
-            listed.cross_out();
-        }
+        // Its entry in the list of waits is crossed out here, under the lock.
+        let sleeper = state.sleeper.take().map(|(thread, _listed)| thread);
         drop(state);
-        if let Some((thread, _)) = sleeper {
+        if let Some(thread) = sleeper {
             thread.unpark();
         }
     }
+}
 
-    /// Blocks until a job has ended, or `until`. `pool` is the one that all the jobs belong to, if there is one.
-    fn next(&self, pool: Option<PoolId>, until: Option<Instant>) -> Result<Option<Arrival>, JobError> {
+impl Group {
+    /// Has the end of this job reported under this number.
+    fn watch<T: Send + 'static>(&mut self, number: usize, handle: &JobHandle<T>) {
+        let inbox = Arc::clone(&self.inbox);
+        let report = Waiter::Group(Box::new(move |failed| inbox.arrive(number, failed)));
+        match handle.job.watch(report) {
+            Ok(pending) => self.deadlines.extend(pending.expires.map(|at| (at, number))),
+            Err(failed) => self.inbox.arrive(number, failed),
+        }
+    }
+
+    /// Blocks until a job has ended, or `until`. `handles` are those that have not been reported, each at its
+    /// number.
+    fn next<T, H>(
+        &mut self,
+        handles: &[Option<H>],
+        until: Option<Instant>,
+    ) -> Result<Option<Arrival>, JobError>
+    where
+        T: Send + 'static,
+        H: Borrow<JobHandle<T>>,
+    {
         loop {
+            let deadline = self.deadlines.first().map(|(at, _)| *at);
+            let wake_at = until.into_iter().chain(deadline).min();
             {
-                let mut state = lock(&self.state);
+                let mut state = lock(&self.inbox.state);
+                // One that awoke without an arrival waits anew, and must not stand in the list twice.
+                state.sleeper = None;
                 if let Some(arrival) = state.ended.pop_front() {
-                    state.sleeper = None;
                     return Ok(Some(arrival));
                 }
                 if until.is_some_and(|until| Instant::now() >= until) {
-                    state.sleeper = None;
                     return Ok(None);
                 }
-                if state.sleeper.is_none() {
-                    let listed = match (until, pool) {
-                        (None, Some(pool)) => list_wait(pool, Awaited::AnyOf)?,
-                        _ => None,
-                    };
-                    state.sleeper = Some((thread::current(), listed));
+                let listed = if wake_at.is_none() { list_wait(|pool| ids(pool, handles))? } else { None };
+                state.sleeper = Some((thread::current(), listed));
+            }
+            match wake_at {
+                None => thread::park(),
+                Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
+            }
+            while let Some((at, number)) = self.deadlines.first().copied()
+                && Instant::now() >= at
+            {
+                self.deadlines.pop_first();
+                if let Some(handle) = &handles[number] {
+                    // The look ends it, if it still waits, and so reports it.
+                    let _ended = handle.borrow().is_finished();
                 }
             }
-            match until {
-                None => thread::park(),
-                Some(until) => thread::park_timeout(until.saturating_duration_since(Instant::now())),
-            }
         }
     }
+}
 
-    /// Has the end of this job reported under this number.
-    fn watch<T: Send + 'static>(self: &Arc<Self>, number: usize, handle: &JobHandle<T>) {
-        if let Some(failed) = handle.job.watch(&mut || {
-            let inbox = Arc::clone(self);
-            Waiter::Group(Box::new(move |failed| inbox.arrive(number, failed)))
-        }) {
-            self.arrive(number, failed);
-        }
-    }
+/// The jobs behind these handles, if they all belong to this pool.
+fn ids<T, H>(pool: PoolId, handles: &[Option<H>]) -> Option<Vec<JobId>>
+where
+    T: Send + 'static,
+    H: Borrow<JobHandle<T>>,
+{
+    let handles = handles.iter().flatten().map(Borrow::borrow);
+    handles.map(|handle| (handle.pool == pool).then(|| handle.id())).collect()
 }
 
 /// Takes the outcomes of several jobs in the order in which they end, whatever the order of their
@@ -106,25 +139,17 @@ impl Inbox {
 /// On a worker of the jobs' own pool, when the wait would never end, the item is [`JobError::Deadlock`] for the
 /// first of those that have not ended, which is then left to itself.
 pub fn as_completed<T: Send + 'static>(handles: impl IntoIterator<Item = JobHandle<T>>) -> AsCompleted<T> {
-    let inbox = Arc::new(Inbox::default());
+    let mut group = Group::default();
     let handles: Vec<_> = handles.into_iter().map(Some).collect();
     for (number, handle) in handles.iter().flatten().enumerate() {
-        inbox.watch(number, handle);
+        group.watch(number, handle);
     }
-    let pool = common_pool(handles.iter().flatten());
-    AsCompleted { left: handles.len(), pool, inbox, handles }
-}
-
-/// The pool that all of these jobs belong to.
-fn common_pool<'a, T: 'a>(mut handles: impl Iterator<Item = &'a JobHandle<T>>) -> Option<PoolId> {
-    let first = handles.next()?.pool;
-    handles.all(|handle| handle.pool == first).then_some(first)
+    AsCompleted { left: handles.len(), group, handles }
 }
 
 /// See [`as_completed`].
 pub struct AsCompleted<T> {
-    inbox: Arc<Inbox>,
-    pool: Option<PoolId>,
+    group: Group,
     handles: Vec<Option<JobHandle<T>>>,
     left: usize,
 }
@@ -134,7 +159,7 @@ impl<T: Send + 'static> Iterator for AsCompleted<T> {
 
     fn next(&mut self) -> Option<Self::Item> {
         while self.left > 0 {
-            let number = match self.inbox.next(self.pool, None) {
+            let number = match self.group.next(&self.handles, None) {
                 Ok(arrival) => arrival.expect("a wait without an end has an arrival").number,
                 Err(deadlock) => {
                     let number = self.handles.iter().position(Option::is_some)?;
@@ -200,16 +225,17 @@ pub fn wait<T: Send + 'static>(
     timeout: Duration,
 ) -> Result<bool, JobError> {
     let deadline = Instant::now().checked_add(timeout);
-    let pool = common_pool(handles.iter());
-    let inbox = Arc::new(Inbox::default());
+    let mut group = Group::default();
+    let mut left: Vec<_> = handles.iter().map(Some).collect();
     for (number, handle) in handles.iter().enumerate() {
-        inbox.watch(number, handle);
+        group.watch(number, handle);
     }
     for _ in 0..handles.len() {
         // Whoever has not ended by then reports into a box that nobody looks into any more.
-        let Some(arrival) = inbox.next(pool, deadline)? else {
+        let Some(arrival) = group.next(&left, deadline)? else {
             return Ok(false);
         };
+        left[arrival.number] = None;
         match until {
             Until::FirstCompleted => return Ok(true),
             Until::FirstFailed if arrival.failed => return Ok(true),

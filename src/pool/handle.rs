@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::crew::Awaited;
+use super::crew::{Awaited, JobId};
 use super::current::{self, Identity, PoolId};
 use super::job::{Listed, Outlook, Pending, Run, Unrun, Waiter};
 use super::worker::quietly;
@@ -17,10 +17,10 @@ use crate::sync::checked::thread;
 
 /// A job that was admitted, and its outcome once it has ended.
 ///
-/// Dropping the handle lets the job run; its outcome is then dropped with it.
+/// Dropping the handle lets the job run; its outcome is then dropped as a part of it.
 ///
 /// A handle is also a [`Future`], on any executor: awaiting it holds no thread. It is woken by the thread that
-/// ends the job.
+/// ends the job; a deadline is noticed when a worker comes to the job, or when the handle is polled.
 ///
 /// ```
 /// use std::time::Duration;
@@ -47,6 +47,10 @@ impl<T: Send + 'static> JobHandle<T> {
     ///
     /// How the job failed, see [`JobError`]; or [`JobError::Deadlock`] when a worker of the job's own pool
     /// would wait here for ever. The job is then still in its place, and will run if it can.
+    ///
+    /// # Panics
+    ///
+    /// When the handle has been awaited to its end: that took the outcome. So do the other methods that take it.
     pub fn join(self) -> Result<T, JobError> {
         self.wait_for(None).unwrap_or_else(|| unreachable!("a wait without an end has no end"))
     }
@@ -76,6 +80,10 @@ impl<T: Send + 'static> JobHandle<T> {
         self.wait_for(Instant::now().checked_add(timeout)).ok_or(self)
     }
 
+    pub(super) fn id(&self) -> JobId {
+        current::job_id(&*self.job)
+    }
+
     fn wait_for(&self, until: Option<Instant>) -> Option<Result<T, JobError>> {
         loop {
             let mut wake_at = until;
@@ -84,7 +92,7 @@ impl<T: Send + 'static> JobHandle<T> {
                 let listed = if wake_at.is_some() {
                     None
                 } else {
-                    list_wait(self.pool, Awaited::Job(current::job_id(&*self.job)))?
+                    list_wait(|pool| (pool == self.pool).then(|| vec![self.id()]))?
                 };
                 Ok(Some(Waiter::Thread(thread::current(), listed)))
             });
@@ -103,7 +111,8 @@ impl<T: Send + 'static> JobHandle<T> {
         }
     }
 
-    /// Whether the job has ended, so that a [`join`](JobHandle::join) will not block. Never blocks.
+    /// Whether the job has ended, so that a [`join`](JobHandle::join) will not block. Ends a job that waits beyond
+    /// its deadline, which drops its closure. Never waits.
     #[must_use]
     pub fn is_finished(&self) -> bool {
         self.job.ended().is_some()
@@ -121,7 +130,7 @@ impl<T: Send + 'static> JobHandle<T> {
     /// A token with which others can ask for the job's cancellation, also while this handle is being joined.
     #[must_use]
     pub fn cancel_token(&self) -> CancelToken {
-        CancelToken { job: Arc::clone(&self.job).as_run(), pool: None }
+        CancelToken { job: Some(Arc::clone(&self.job).as_run()), pool: None }
     }
 
     /// Hands the outcome to a closure instead of a `join`.
@@ -149,12 +158,16 @@ impl<T: Send + 'static> JobHandle<T> {
     }
 }
 
-/// Enters an endless wait of the calling thread into a pool's list, if it is one of the pool's workers.
-pub(super) fn list_wait(pool: PoolId, what: Awaited) -> Result<Option<Listed>, JobError> {
-    let Some((pool, by)) = current::worker_of(pool) else {
+/// Enters an endless wait of the calling thread into its pool's list, if it is a worker and `jobs`, given the pool,
+/// says for which of its jobs; none, if something else may end the wait.
+pub(super) fn list_wait(jobs: impl FnOnce(PoolId) -> Option<Vec<JobId>>) -> Result<Option<Listed>, JobError> {
+    let Some((pool, by)) = current::worker() else {
         return Ok(None);
     };
-    match pool.crew.wait(by, what, || true) {
+    let Some(jobs) = jobs(pool.id) else {
+        return Ok(None);
+    };
+    match pool.crew.wait(by, Awaited::AnyOf(jobs), || unreachable!("it is no wait for room")) {
         Ok(ticket) => Ok(Some(Listed(pool, ticket))),
         Err(_) => Err(JobError::Deadlock { pool: pool.name.clone() }),
     }
@@ -169,7 +182,9 @@ impl<T: Send + 'static> Future for JobHandle<T> {
     type Output = Result<T, JobError>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.job.take_or_wait(&mut |_| Ok(Some(Waiter::Task(context.waker().clone())))) {
+        // Cloned before the job is locked: what that does is not ours.
+        let mut waker = Some(context.waker().clone());
+        match self.job.take_or_wait(&mut |_| Ok(waker.take().map(Waiter::Task))) {
             Some(outcome) => Poll::Ready(outcome),
             None => Poll::Pending,
         }
@@ -198,7 +213,8 @@ pub enum JobError {
     /// [`Pool::map`](crate::Pool::map).
     Draining,
     /// The wait, by a worker of the job's own pool, would never have ended: every worker of the pool waits for
-    /// one of its jobs, or the job waits for the one that waits for it.
+    /// one of its jobs, or the job waits for the one that waits for it. Circles through several pools are not
+    /// seen.
     Deadlock {
         /// The name of the pool.
         pool: String,
@@ -235,7 +251,8 @@ impl fmt::Display for JobError {
 
 impl std::error::Error for JobError {}
 
-/// Tells a job that its cancellation was asked for, and asks for it.
+/// Tells a job that its cancellation was asked for, and asks for it. A token keeps its job's memory, and a result
+/// that nobody has taken.
 ///
 /// The job looks at [`CancelToken::current`], from any depth of its calls; others get a token from
 /// [`JobHandle::cancel_token`].
@@ -259,7 +276,8 @@ impl std::error::Error for JobError {}
 /// ```
 #[derive(Clone)]
 pub struct CancelToken {
-    job: Arc<dyn Run>,
+    /// A job without a handle is none.
+    job: Option<Arc<dyn Run>>,
     /// The pool that runs the job; for a token given out by a handle, none.
     pool: Option<Arc<Identity>>,
 }
@@ -268,21 +286,22 @@ impl CancelToken {
     /// The token of the job that the calling thread runs; none outside of a job.
     #[must_use]
     pub fn current() -> Option<CancelToken> {
-        let (pool, job) = current::job()?;
-        Some(CancelToken { job, pool: Some(pool) })
+        let pool = current::pool()?;
+        Some(CancelToken { job: current::job(), pool: Some(pool) })
     }
 
     /// Whether the job should stop: its cancellation was asked for, or, for a token from
-    /// [`current`](CancelToken::current), its pool was aborted. Costs a load or two.
+    /// [`current`](CancelToken::current), its pool was aborted. Takes the job's lock
+    /// for an instant, which is cheap enough for every few microseconds.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
         let aborted = |pool: &Arc<Identity>| pool.stage.load(Ordering::Relaxed) == ABORTED;
-        self.job.cancel_requested() || self.pool.as_ref().is_some_and(aborted)
+        self.job.as_ref().is_some_and(|job| job.cancel_requested()) || self.pool.as_ref().is_some_and(aborted)
     }
 
-    /// As [`JobHandle::cancel`].
+    /// As [`JobHandle::cancel`]. A job that was submitted without a handle cannot be cancelled.
     pub fn cancel(&self) -> bool {
-        self.job.cancel()
+        self.job.as_ref().is_some_and(|job| job.cancel())
     }
 }
 

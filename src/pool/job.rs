@@ -71,6 +71,10 @@ impl<F, T> State<F, T> {
         self.extra.as_ref()?.expires
     }
 
+    fn pending(&self) -> Pending {
+        Pending { expires: self.expires().filter(|_| matches!(self.stage, Stage::Queued(_))) }
+    }
+
     /// Whether it is queued beyond its deadline.
     fn is_late(&self) -> bool {
         matches!(self.stage, Stage::Queued(_))
@@ -143,13 +147,27 @@ pub(crate) enum Waiter<T> {
     Group(Box<dyn FnOnce(bool) + Send>),
 }
 
+impl<T> Waiter<T> {
+    /// The waiter without its entry in a list of waits; called under the job's lock.
+    fn crossed_out(self) -> Self {
+        match self {
+            Waiter::Thread(thread, listed) => {
+                drop(listed);
+                Waiter::Thread(thread, None)
+            }
+            other => other,
+        }
+    }
+}
+
 pub(crate) type Callback<T> = Box<dyn FnOnce(Result<T, JobError>) + Send>;
 
-/// An entry in a pool's list of waits, and where that is.
+/// An entry in a pool's list of waits, and where that is. It is crossed out when this is dropped, which is to be
+/// done under the lock of what is waited for, so that the list is exact: see `crew.rs`.
 pub(crate) struct Listed(pub(crate) Arc<Identity>, pub(crate) Ticket);
 
-impl Listed {
-    pub(crate) fn cross_out(&self) {
+impl Drop for Listed {
+    fn drop(&mut self) {
         self.0.crew.wait_is_over(self.1);
     }
 }
@@ -157,7 +175,8 @@ impl Listed {
 /// The worker's side of a job.
 pub(crate) trait Run: Send + Sync {
     /// Runs the job, unless it has ended; counts it, then tells whoever waits.
-    fn run(&self, turn: &mut Turn<'_, Task>);
+    /// `orphaned` says whether nobody else has the job.
+    fn run(&self, turn: &mut Turn<'_, Task>, orphaned: &dyn Fn() -> bool);
     /// Ends the job if it is still queued; calls `count` with how it ended before anyone is told.
     fn abandon(&self, count: &mut dyn FnMut(Outcome));
     /// Whether its cancellation was asked for.
@@ -175,7 +194,7 @@ pub(crate) trait Outlook<T>: Send + Sync {
     /// tell when it has. An error from `waiter` is passed on.
     fn take_or_wait(&self, waiter: &mut Choose<'_, T>) -> Option<Result<T, JobError>>;
     /// Leaves a waiter with a job that has not ended; otherwise says whether it failed.
-    fn watch(&self, waiter: &mut dyn FnMut() -> Waiter<T>) -> Option<bool>;
+    fn watch(&self, waiter: Waiter<T>) -> Result<Pending, bool>;
     /// Whether the job has ended, and if it has, whether it failed.
     fn ended(&self) -> Option<bool>;
     /// This job as its worker sees it.
@@ -183,7 +202,7 @@ pub(crate) trait Outlook<T>: Send + Sync {
 }
 
 /// What is known of a job that has not ended.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Pending {
     /// When it will have waited too long, if it has not been started by then.
     pub(crate) expires: Option<Instant>,
@@ -270,10 +289,7 @@ fn settle<F, T>(mut state: MutexGuard<'_, State<F, T>>, outcome: Result<T, JobEr
         return true;
     }
     state.stage = Stage::Ended(outcome.map_err(Box::new));
-    if let Some(Waiter::Thread(_, Some(listed))) = &waiter {
-        // Under the lock, so that the list is exact: see `crew.rs`.
-        listed.cross_out();
-    }
+    let waiter = waiter.map(Waiter::crossed_out);
     drop(state);
     match waiter {
         None => return false,
@@ -290,7 +306,7 @@ where
     F: FnOnce() -> T + Send,
     T: Send,
 {
-    fn run(&self, turn: &mut Turn<'_, Task>) {
+    fn run(&self, turn: &mut Turn<'_, Task>, orphaned: &dyn Fn() -> bool) {
         let job = {
             let mut state = lock(&self.state);
             if matches!(state.stage, Stage::Queued(_)) && !state.is_late() {
@@ -314,8 +330,15 @@ where
         });
         let ended = if outcome.is_ok() { Outcome::Completed } else { Outcome::Panicked };
         if let Some(callback) = self.take_callback() {
-            // The worker is busy with it as long as it lasts, so its time is the job's.
+            // The worker is busy with it as long as it lasts, so its time is the job's. (One that is hung on
+            // between here and `settle` is called there, after the job was counted.)
             quietly(|| callback(outcome));
+            turn.end(ended);
+            return;
+        }
+        if mem::needs_drop::<T>() && orphaned() {
+            // Nobody will ask for the result, and its destructor may take its time: the job's.
+            quietly(|| drop(outcome));
             turn.end(ended);
             return;
         }
@@ -355,28 +378,31 @@ where
             return Some(outcome.map_err(|error| *error));
         }
         assert!(!matches!(state.stage, Stage::Taken(_)), "the outcome of this job was taken before");
-        let queued = matches!(state.stage, Stage::Queued(_));
-        let pending = Pending { expires: state.expires().filter(|_| queued) };
-        match waiter(&pending) {
+        // One that awoke without an end waits anew, and must not stand in the list twice.
+        let before = state.set_waiter(None).map(Waiter::crossed_out);
+        let outcome = match waiter(&state.pending()) {
             Ok(waiter) => {
-                let before = state.set_waiter(waiter);
-                drop(state);
-                drop(before);
+                state.set_waiter(waiter);
                 None
             }
             Err(error) => Some(Err(error)),
-        }
+        };
+        drop(state);
+        // Out of the lock: it may be a waker, whose destructor is not ours.
+        drop(before);
+        outcome
     }
 
-    fn watch(&self, waiter: &mut dyn FnMut() -> Waiter<T>) -> Option<bool> {
+    fn watch(&self, waiter: Waiter<T>) -> Result<Pending, bool> {
         let mut state = self.lock_in_time();
-        let failed = state.stage.failed();
-        if failed.is_none() {
-            let before = state.set_waiter(Some(waiter()));
-            drop(state);
-            drop(before);
+        if let Some(failed) = state.stage.failed() {
+            return Err(failed);
         }
-        failed
+        let before = state.set_waiter(Some(waiter));
+        let pending = state.pending();
+        drop(state);
+        drop(before);
+        Ok(pending)
     }
 
     fn ended(&self) -> Option<bool> {
@@ -461,12 +487,12 @@ impl Handler<Task> for Runner {
         match task {
             Task::Handled(mut handled) => {
                 if let Some(job) = handled.0.take() {
-                    current::with_job(job, |job| job.run(turn));
+                    current::with_job(job, |job| job.run(turn, &|| Arc::strong_count(job) == 1));
                 }
             }
             Task::Plain(job) => {
                 turn.begin();
-                job.run();
+                current::with_plain_job(|| job.run());
             }
         }
     }
@@ -601,11 +627,15 @@ mod model {
             let ((one, first), (two, second)) = (bench.make(|| 5), bench.make(|| 5));
             for inner in [one, two] {
                 let told = Arc::clone(&told);
-                drop(bench.submit(move || match inner.join() {
-                    Ok(value) => assert_eq!(value, 5),
-                    Err(error) => {
-                        assert_eq!(error, JobError::Deadlock { pool: "model".to_owned() });
-                        told.fetch_add(1, Ordering::SeqCst);
+                drop(bench.submit(move || {
+                    // A wake-up without an end.
+                    thread::current().unpark();
+                    match inner.join() {
+                        Ok(value) => assert_eq!(value, 5),
+                        Err(error) => {
+                            assert_eq!(error, JobError::Deadlock { pool: "model".to_owned() });
+                            told.fetch_add(1, Ordering::SeqCst);
+                        }
                     }
                 }));
             }

@@ -2,18 +2,20 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::iter::Fuse;
 use std::sync::Arc;
 
 use super::handle::{JobError, JobHandle};
-use super::{Pool, Rejected};
+use super::{Patience, Pool, Rejected};
 
 /// The results of [`Pool::map`], in the order of the items.
 ///
-/// Dropping it cancels what has not been started.
+/// An item whose job was not admitted, because the pool drains, is an error as well, and the next items follow:
+/// with endless items, stop at the first. Dropping the iterator cancels what has not been started.
 #[must_use = "nothing is submitted until the iterator is asked for a result"]
 pub struct Map<'p, I, F, R: Send + 'static> {
     pool: &'p Pool,
-    items: I,
+    items: Fuse<I>,
     work: Arc<F>,
     look_ahead: usize,
     /// Found no room in the queue when it was last tried.
@@ -26,7 +28,11 @@ pub struct Map<'p, I, F, R: Send + 'static> {
 type Work<R> = Box<dyn FnOnce() -> R + Send>;
 
 impl<'p, I, F, R: Send + 'static> Map<'p, I, F, R> {
-    pub(super) fn new(pool: &'p Pool, items: I, work: F) -> Self {
+    pub(super) fn new(pool: &'p Pool, items: I, work: F) -> Self
+    where
+        I: Iterator,
+    {
+        let items = items.fuse();
         // For each worker one to run, and one to go on with.
         let look_ahead = pool.stats().workers * 2;
         Map { pool, items, work: Arc::new(work), look_ahead, held_back: None, ahead: VecDeque::new() }
@@ -57,8 +63,8 @@ where
             let Some(job) = next else {
                 return;
             };
-            let admitted =
-                if self.ahead.is_empty() { self.pool.submit(job) } else { self.pool.try_submit(job) };
+            let patience = if self.ahead.is_empty() { Patience::Endless } else { Patience::Probe };
+            let admitted = self.pool.admit(job, None, patience);
             self.ahead.push_back(match admitted {
                 Ok(handle) => Ok(handle),
                 Err(Rejected::Full(job)) => {

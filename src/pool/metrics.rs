@@ -163,7 +163,7 @@ impl<J> Shared<J> {
     }
 
     fn oldest_age_ns(&self, depth: u64, taken: u64, now_ns: u64) -> u64 {
-        if depth == 0 { 0 } else { self.queue.oldest_age_ns(taken, now_ns) }
+        if depth == 0 || !self.watch.runs { 0 } else { self.queue.oldest_age_ns(taken, now_ns) }
     }
 }
 

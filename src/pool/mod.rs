@@ -11,10 +11,13 @@
 //! - **The numbers are true.** [`Pool::stats`] and the collector of [`Pool::collector`] satisfy, at every
 //!   moment and not only at rest, `submitted = completed + panicked + cancelled + expired + aborted +
 //!   queue_depth + busy`, `busy <= workers`, and `queue_depth <= queue_capacity`. Time spent in jobs counts
-//!   the running ones; ages rise although nothing ends. Who has joined a job finds it counted.
+//!   the running ones; ages rise although nothing ends. Who has joined a job that ran finds it counted; one that
+//!   was cancelled or expired is counted when a worker comes to its place in the queue.
 //! - **A drain loses nothing.** [`Pool::drain`] stops admission, finishes what was admitted, and ends early
 //!   when nothing is left. Nor does [`Pool::resize`].
-//! - **No silent deadlock.** A worker that would wait for ever for its own pool gets an error instead.
+//! - **No silent deadlock.** A worker that would wait for ever for its own pool gets an error instead of a hang:
+//!   in `join`, in a group, or for room in the queue. Waits with a timeout end by it. Circles through several
+//!   pools are not seen, nor is an executor that polls handles on a worker.
 //!
 //! # The rooms
 //!
@@ -97,7 +100,22 @@ pub const DEFAULT_QUEUE_CAPACITY: usize = 1024;
 ///
 #[doc = include_str!("comparison.md")]
 pub struct Pool {
+    // Before the other, so that the numbers can be seen until the drop's drain is over.
     workers: Workers<Task>,
+    registered: Option<Registered>,
+}
+
+/// Takes a pool's metrics out of its registry when it is dropped.
+struct Registered {
+    registry: Registry,
+    meter: Arc<dyn Meter>,
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // Fails if the user has done it before.
+        let _ = self.registry.unregister(collector(Arc::clone(&self.meter)));
+    }
 }
 
 impl Pool {
@@ -156,7 +174,8 @@ impl Pool {
     /// # Errors
     ///
     /// [`Rejected::Full`] when there was no room in that time, [`Rejected::Draining`] once a drain or an abort
-    /// has begun, also while it blocks. Both carry the job, and both are counted.
+    /// has begun, also while it blocks. Both carry the job, and both are counted. With a timeout beyond the reach
+    /// of [`Instant`] it is a [`submit`](Pool::submit).
     pub fn submit_timeout<F, T>(&self, job: F, timeout: Duration) -> Result<JobHandle<T>, Rejected<F>>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -165,8 +184,8 @@ impl Pool {
         self.admit(job, None, Patience::lasting(timeout))
     }
 
-    /// As [`submit`](Pool::submit), for a job whose outcome nobody asks for: there is no handle, which saves
-    /// a quarter of what a job costs at least. The numbers count it; a panic is reported by the panic hook alone.
+    /// As [`submit`](Pool::submit), for a job whose outcome nobody asks for: there is no handle, so that a
+    /// job costs less. The numbers count it; a panic is reported by the panic hook alone.
     ///
     /// # Errors
     ///
@@ -192,7 +211,8 @@ impl Pool {
 
     /// This pool, with a deadline for what is submitted through it: a job that has not been started within
     /// `deadline` of its submission is dropped unrun, counted as expired, and its handle says so. The time that
-    /// a submission blocks is part of it. A job that has been started runs to its end.
+    /// a submission blocks is part of it. A job that has been started runs to its end. Threads that wait for the job
+    /// are told in time; tasks that await it, and callbacks, when a worker comes to it.
     ///
     /// ```
     /// # let pool = millpond::Pool::builder("doc").workers(1).build()?;
@@ -261,7 +281,8 @@ impl Pool {
     ///
     /// [`PoolError::Workers`] for a number out of range, [`PoolError::Draining`] once a drain or an abort has
     /// begun, [`PoolError::Spawn`] when the system refuses a thread, [`PoolError::Init`] when a new worker
-    /// could not begin. After the last two the pool goes on with the workers it has.
+    /// could not begin. After the last two the pool goes on with the workers it has. [`PoolError::Beginning`] in
+    /// [`PoolBuilder::on_worker_start`] of this pool.
     pub fn resize(&self, workers: usize) -> Result<(), PoolError> {
         self.workers.resize(workers)
     }
@@ -309,8 +330,7 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// A pool, and a deadline for what is submitted through it; see [`Pool::with_deadline`]. Its methods are those
-/// of [`Pool`].
+/// A pool, and a deadline for what is submitted through it; see [`Pool::with_deadline`].
 #[derive(Clone, Copy, Debug)]
 pub struct WithDeadline<'p> {
     pool: &'p Pool,
@@ -424,7 +444,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Has the pool's metrics, those of [`Pool::collector`], put into this registry at the start.
+    /// Has the pool's metrics, those of [`Pool::collector`], put into this registry at the start, and taken out
+    /// when the pool has been dropped.
     #[must_use]
     pub fn registry(mut self, registry: &Registry) -> Self {
         self.registry = Some(registry.clone());
@@ -454,17 +475,18 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// [`PoolError::Workers`] and [`PoolError::QueueCapacity`] for a number out of range,
-    /// [`PoolError::Spawn`] when the system refuses a thread, [`PoolError::Init`] when a worker could not
+    /// [`PoolError::Workers`] and [`PoolError::QueueCapacity`] for a number out of range, [`PoolError::Name`] for a
+    /// name no thread can have, [`PoolError::Spawn`] when the system refuses a thread, [`PoolError::Init`] when a worker could not
     /// begin, [`PoolError::Register`] when the registry has a pool of this name. No thread is left behind.
     pub fn build(self) -> Result<Pool, PoolError> {
         let PoolBuilder { name, workers, queue_capacity, stack_size, timed, registry, init } = self;
         let clock = Clock::start();
         let settings =
             Settings { name, workers, queue_capacity, stack_size, clock, timed, lingers: true, init };
-        let pool = Pool { workers: Workers::start(settings, |_| Runner)? };
+        let mut pool = Pool { workers: Workers::start(settings, |_| Runner)?, registered: None };
         if let Some(registry) = registry {
             registry.register(pool.collector()).map_err(|source| PoolError::Register { source })?;
+            pool.registered = Some(Registered { registry, meter: pool.workers.meter() });
         }
         Ok(pool)
     }
@@ -560,6 +582,10 @@ pub enum PoolError {
     },
     /// The pool drains, or has, and its workers are leaving.
     Draining,
+    /// A worker asked for a resize in its first step, which a resize waits for.
+    Beginning,
+    /// The name, carried here, has a NUL in it, which no thread's name may have.
+    Name(String),
 }
 
 impl fmt::Display for PoolError {
@@ -579,6 +605,8 @@ impl fmt::Display for PoolError {
                 f.write_str("the registry did not take the pool's metrics; has it a pool of the same name?")
             }
             PoolError::Draining => f.write_str("the pool is draining, and its workers are leaving"),
+            PoolError::Beginning => f.write_str("a worker cannot resize its pool in its own first step"),
+            PoolError::Name(name) => write!(f, "the name {name:?} has a NUL in it; no thread can have it"),
         }
     }
 }
@@ -590,7 +618,11 @@ impl std::error::Error for PoolError {
             // Its words stand in the message above; what is beneath them is next.
             PoolError::Init { source } => source.source(),
             PoolError::Register { source } => Some(source),
-            PoolError::Workers(_) | PoolError::QueueCapacity(_) | PoolError::Draining => None,
+            PoolError::Workers(_)
+            | PoolError::QueueCapacity(_)
+            | PoolError::Draining
+            | PoolError::Beginning
+            | PoolError::Name(_) => None,
         }
     }
 }

@@ -22,7 +22,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::queue::{Queue, Queued};
-use super::workers::{ABORTED, CLOSED, Shared};
+use super::workers::{ABORTED, CLOSED, OPEN, Shared};
 use crate::clock::Clock;
 use crate::metrics::{Counter, LATENCY_BOUNDS_NS, Latency};
 
@@ -284,11 +284,13 @@ pub(crate) fn work<J: Job, H: Handler<J>>(shared: &Shared<J>, cell: &WorkerCell,
     let queue = &shared.queue;
     let watch = shared.watch;
     let stage = || shared.pool.stage.load(Ordering::SeqCst);
+    // In a drain they all leave soon, but only when nothing is left.
+    let retires = || shared.pool.crew.has_surplus() && stage() == OPEN && shared.pool.crew.retire();
     let mut retired = false;
     let mut woken = false;
     let mut free_ns = None;
     while stage() < ABORTED {
-        retired = retired || (shared.pool.crew.has_surplus() && shared.pool.crew.retire());
+        retired = retired || retires();
         if retired {
             // A wake-up it may have been given is another's now.
             queue.wake_one();
@@ -309,7 +311,7 @@ pub(crate) fn work<J: Job, H: Handler<J>>(shared: &Shared<J>, cell: &WorkerCell,
             }
             quietly(|| handler.rest());
             queue.sleep(|| {
-                retired = shared.pool.crew.has_surplus() && shared.pool.crew.retire();
+                retired = retires();
                 retired || stage() >= CLOSED
             });
             woken = true;
@@ -345,11 +347,12 @@ pub(crate) fn run<J, H: Handler<J>>(
     cell.start(started_ns);
     let mut turn = Turn { queue, cell, watch, submitted_ns, started_ns, ended_ns: 0, free_ns: 0 };
     let returned = catch_unwind(AssertUnwindSafe(|| handler.run(job, &mut turn)));
-    if turn.ended_ns == 0 {
-        turn.end(if returned.is_ok() { Outcome::Completed } else { Outcome::Panicked });
-    }
+    let outcome = if returned.is_ok() { Outcome::Completed } else { Outcome::Panicked };
     if let Err(payload) = returned {
         quietly(|| drop(payload));
+    }
+    if turn.ended_ns == 0 {
+        turn.end(outcome);
     }
     turn.free_ns
 }

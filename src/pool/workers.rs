@@ -38,9 +38,9 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use event_listener::{Event, Listener, listener};
+use event_listener::{Listener, listener};
 
-use super::crew::Awaited;
+use super::crew::{Awaited, Refusal};
 use super::current::{self, Identity, PoolId};
 use super::metrics::Stats;
 use super::queue::{Queue, Refused};
@@ -104,9 +104,8 @@ pub(crate) struct Shared<J> {
     /// A worker's cell is at its number, and outlives it: the next worker of that number counts on. Written
     /// by whoever resizes, read by readers of the numbers.
     cells: RwLock<Vec<Arc<WorkerCell>>>,
-    /// Submitters that wait for room.
+    /// Submitters that wait for room, at [`Crew::room`](super::crew::Crew::room).
     waiting: AtomicUsize,
-    room: Event,
     /// Jobs that an abort took out of the queue, by what had become of them. Written by whoever aborts.
     pub(crate) dropped: Dropped,
     /// The largest busy time ever reported; see `metrics.rs`. Written by readers.
@@ -128,6 +127,8 @@ pub(crate) struct Dropped {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Patience {
     None,
+    /// As none, for a try that is nobody's submission yet: it is not counted as rejected.
+    Probe,
     Until(Instant),
     Endless,
 }
@@ -150,6 +151,9 @@ impl<J: Job> Workers<J> {
     {
         let Settings { name, workers, queue_capacity, stack_size, clock, timed, lingers, init } = settings;
         check_workers(workers)?;
+        if name.contains('\0') {
+            return Err(PoolError::Name(name));
+        }
         if queue_capacity == 0 || queue_capacity > MAX_QUEUE_CAPACITY {
             return Err(PoolError::QueueCapacity(queue_capacity));
         }
@@ -160,7 +164,6 @@ impl<J: Job> Workers<J> {
             queue: Queue::new(queue_capacity),
             cells: RwLock::new(Vec::with_capacity(workers)),
             waiting: AtomicUsize::new(0),
-            room: Event::new(),
             dropped: Dropped::default(),
             busy_reported_ns: AtomicU64::new(0),
             rejected_full: AtomicU64::new(0),
@@ -181,6 +184,7 @@ impl<J: Job> Workers<J> {
         let mut outcome = self.shared.try_admit(job);
         if let Err(Rejected::Full(job)) = outcome {
             outcome = match patience {
+                Patience::Probe => return Err(Rejected::Full(job)),
                 Patience::None => Err(Rejected::Full(job)),
                 Patience::Until(instant) => self.shared.admit_when_there_is_room(job, Some(instant)),
                 Patience::Endless => self.shared.admit_when_there_is_room(job, None),
@@ -202,8 +206,12 @@ impl<J: Job> Workers<J> {
     /// their job.
     pub(crate) fn resize(&self, workers: usize) -> Result<(), PoolError> {
         check_workers(workers)?;
-        let mut threads = lock(&self.threads);
         let shared = &self.shared;
+        if current::is_beginning_in(shared.pool.id) {
+            // Whoever holds the lock waits for this worker.
+            return Err(PoolError::Beginning);
+        }
+        let mut threads = lock(&self.threads);
         if shared.pool.stage.load(Ordering::SeqCst) != OPEN {
             return Err(PoolError::Draining);
         }
@@ -235,8 +243,10 @@ impl<J: Job> Workers<J> {
         // Those that are too many may be asleep.
         shared.queue.wake_all();
         match refused {
-            None => Ok(()),
             Some(error) => Err(error),
+            // A drain may have begun meanwhile, and has sent home the new ones too.
+            None if shared.pool.stage.load(Ordering::SeqCst) != OPEN => Err(PoolError::Draining),
+            None => Ok(()),
         }
     }
 
@@ -256,23 +266,33 @@ impl<J: Job> Workers<J> {
     fn wait_for_exit(&self, timeout: Duration, before: &Stats) -> Drained {
         let shared = &self.shared;
         let all_gone = shared.pool.crew.wait_until_gone(timeout);
-        let mut dropped = 0;
+        let mut stats = self.stats();
         if all_gone {
-            for (_, thread) in lock(&self.threads).running.drain(..) {
-                // Its last act was to leave the crew, so this blocks for no longer than a thread's exit takes.
-                let _ = thread.join();
+            // Whoever resizes meanwhile keeps them, and they end by themselves.
+            if let Ok(mut threads) = self.threads.try_lock() {
+                for (_, thread) in threads.running.drain(..) {
+                    // It has left the crew, so this blocks for no longer than a thread's exit takes, destructors
+                    // of its thread-locals included.
+                    let _ = thread.join();
+                }
             }
         } else {
             shared.advance(ABORTED);
             shared.wait_for_those_inside();
-            dropped = shared.drop_queued();
+            shared.drop_queued();
+            // Workers that see the abort help to drop, and a job is counted the moment after it was taken.
+            while {
+                stats = self.stats();
+                stats.queue_depth > 0
+            } {
+                std::thread::yield_now();
+            }
         }
-        let stats = self.stats();
         Drained {
             finished: (stats.completed + stats.panicked) - (before.completed + before.panicked),
             cancelled: (stats.cancelled + stats.expired) - (before.cancelled + before.expired),
             running: if all_gone { 0 } else { stats.busy },
-            dropped,
+            dropped: stats.aborted - before.aborted,
             stats,
         }
     }
@@ -345,13 +365,13 @@ impl<J> Shared<J> {
     fn admit_when_there_is_room(&self, mut job: J, until: Option<Instant>) -> Result<(), Rejected<J>> {
         let _waiting = Waiting::new(&self.waiting);
         loop {
-            listener!(self.room => listener);
+            listener!(self.pool.crew.room => listener);
             job = match self.try_admit(job) {
                 Err(Rejected::Full(job)) => job,
                 outcome => {
                     if outcome.is_ok() && !self.queue.is_full() {
                         // One is woken at a time; the next may come too.
-                        self.room.notify(1);
+                        self.pool.crew.room.notify(1);
                     }
                     return outcome;
                 }
@@ -361,12 +381,13 @@ impl<J> Shared<J> {
                 let wait = current::worker_of(self.pool.id)
                     .map(|(_, by)| self.pool.crew.wait(by, Awaited::Room, || self.queue.is_full()))
                     .transpose();
-                let Ok(ticket) = wait else {
-                    return Err(Rejected::Deadlock(job));
-                };
-                listener.wait();
-                if let Some(ticket) = ticket {
-                    self.pool.crew.wait_is_over(ticket);
+                match wait {
+                    Ok(ticket) => {
+                        listener.wait();
+                        ticket.into_iter().for_each(|ticket| self.pool.crew.wait_is_over(ticket));
+                    }
+                    Err(Refusal::HasRoom) => {}
+                    Err(Refusal::Hopeless) => return Err(Rejected::Deadlock(job)),
                 }
                 continue;
             };
@@ -380,7 +401,7 @@ impl<J> Shared<J> {
     pub(crate) fn there_is_room(&self) {
         // SeqCst: see the module's part on waiting for room.
         if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.room.notify(1);
+            self.pool.crew.room.notify(1);
         }
     }
 
@@ -395,7 +416,7 @@ impl<J> Shared<J> {
     fn advance(&self, stage: u8) {
         self.pool.stage.fetch_max(stage, Ordering::SeqCst);
         self.queue.wake_all();
-        self.room.notify(usize::MAX);
+        self.pool.crew.room.notify(usize::MAX);
     }
 
     /// A submitter inside is between two steps that do not block, so this is a matter of microseconds.
@@ -413,8 +434,7 @@ impl<J> Shared<J> {
 
 impl<J: Job> Shared<J> {
     /// Takes what is queued and drops it.
-    pub(crate) fn drop_queued(&self) -> u64 {
-        let mut aborted = 0;
+    pub(crate) fn drop_queued(&self) {
         while let Some(queued) = self.queue.try_take() {
             // A destructor may be slow, or panic; the job has been counted before.
             quietly(|| {
@@ -424,12 +444,10 @@ impl<J: Job> Shared<J> {
                         Outcome::Expired => &self.dropped.expired,
                         _ => &self.dropped.aborted,
                     };
-                    aborted += u64::from(outcome == Outcome::Aborted);
                     count.fetch_add(1, Ordering::Release);
                 });
             });
         }
-        aborted
     }
 }
 

@@ -39,6 +39,20 @@ pub fn held(workers: usize, queue_capacity: usize) -> (Pool, Latch) {
     (pool, latch)
 }
 
+/// Panics when it is dropped.
+pub struct Bomb;
+
+impl Drop for Bomb {
+    fn drop(&mut self) {
+        panic!("a destructor");
+    }
+}
+
+/// Waits until all threads whose name begins so, and this many, sleep.
+pub fn all_asleep(name: &str, threads: usize) {
+    eventually("they sleep", || (super::thread_states(name) == vec!['S'; threads]).then_some(()));
+}
+
 /// What of the laws these numbers break.
 pub fn broken_law(stats: &Stats) -> Option<String> {
     let ended = stats.completed + stats.panicked + stats.cancelled + stats.expired + stats.aborted;
