@@ -21,7 +21,7 @@
 //!
 //! # The rooms
 //!
-//! In reading order; what stands lower knows nothing of what stands above it.
+//! In reading order, from what a user holds down to the queue.
 //!
 //! | module | what |
 //! | --- | --- |
