@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier, Mutex, mpsc};
 use std::thread;
@@ -18,6 +20,78 @@ fn submit<T: Send + 'static>(pool: &Pool, job: impl FnOnce() -> T + Send + 'stat
 /// Joins, and fails instead of hanging.
 fn join<T: Send + 'static>(job: JobHandle<T>) -> Result<T, JobError> {
     job.join_timeout(PATIENCE).expect("it ends in time")
+}
+
+/// What a worker does after it has counted a job is not the next job's time.
+#[test]
+fn nobody_pays_for_what_is_done_after_a_job_was_counted() {
+    const LONG: Duration = Duration::from_millis(500);
+    struct Slow;
+    impl Drop for Slow {
+        fn drop(&mut self) {
+            thread::sleep(LONG);
+        }
+    }
+    /// Drops the handle it wakes for.
+    struct Forgetful(Mutex<Option<JobHandle<Slow>>>);
+    impl std::task::Wake for Forgetful {
+        fn wake(self: Arc<Self>) {
+            drop(self.0.lock().expect("the handle").take());
+        }
+    }
+    // The callback of a job that has expired.
+    let start = Instant::now();
+    let (pool, latch) = held(1, 10);
+    let deadline = Duration::from_millis(100);
+    pool.with_deadline(deadline).try_submit(|| ()).expect("room").on_done(|_| thread::sleep(LONG));
+    let next = submit(&pool, || ());
+    thread::sleep(deadline);
+    latch.open();
+    // The job that was held is the only one that may have lasted.
+    let held_for = start.elapsed();
+    join(next).expect("it returns");
+    let lasted = pool.stats().job_duration.sum();
+    assert!(lasted < held_for + LONG / 2, "{lasted:?} instead of {held_for:?}");
+    // The destructor of a result whose handle was dropped when the job had been counted.
+    let start = Instant::now();
+    let (pool, latch) = held(1, 10);
+    let mut handle = submit(&pool, || Slow);
+    let forgetful = Arc::new(Forgetful(Mutex::new(None)));
+    let waker = std::task::Waker::from(Arc::clone(&forgetful));
+    assert!(Pin::new(&mut handle).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    *forgetful.0.lock().expect("the handle") = Some(handle);
+    let next = submit(&pool, || ());
+    latch.open();
+    // The job that was held is the only one that may have lasted.
+    let held_for = start.elapsed();
+    join(next).expect("it returns");
+    let lasted = pool.stats().job_duration.sum();
+    assert!(lasted < held_for + LONG / 2, "{lasted:?} instead of {held_for:?}");
+}
+
+#[test]
+fn looking_at_a_handle_in_a_log_changes_nothing() {
+    let (pool, latch) = held(1, 10);
+    let ran = Arc::new(());
+    let closure = Arc::clone(&ran);
+    let late = pool.with_deadline(Duration::ZERO).try_submit(move || drop(closure)).expect("room");
+    assert_eq!(format!("{late:?}"), "JobHandle { ended: false, .. }");
+    assert_eq!(Arc::strong_count(&ran), 2, "it is there still");
+    assert!(late.is_finished());
+    assert_eq!((format!("{late:?}").as_str(), Arc::strong_count(&ran)), ("JobHandle { ended: true, .. }", 1));
+    latch.open();
+}
+
+#[test]
+fn a_refusal_can_be_sent_and_shared_without_its_job() {
+    fn ask(pool: &Pool) -> Result<u32, Box<dyn std::error::Error + Send + Sync>> {
+        let cell = std::cell::Cell::new(5);
+        Ok(pool.submit(move || cell.get()).map_err(Rejected::without_job)?.join()?)
+    }
+    let pool = pool_of(1, 10);
+    assert_eq!(ask(&pool).expect("it is admitted"), 5);
+    pool.drain(PATIENCE);
+    assert_eq!(ask(&pool).expect_err("it drains").to_string(), "the pool is draining");
 }
 
 #[test]
@@ -430,6 +504,36 @@ fn who_counted_on_a_worker_that_cannot_begin_is_told() {
         assert!(resize.join().expect("the resize").is_err());
         assert_eq!(join(outer), Ok(Err(JobError::Deadlock { pool: "hope".to_owned() })));
     });
+}
+
+/// The wait for a job with a deadline has an end, but only until the job is started.
+#[test]
+fn a_deadline_that_was_met_hides_no_circle() {
+    let hour = Duration::from_secs(3600);
+    let deadlock = JobError::Deadlock { pool: "test".to_owned() };
+    // A joins B, which was queued then, and B, once started, joins A.
+    let pool = Arc::new(pool_of(2, 10));
+    let (give, get) = mpsc::channel::<JobHandle<bool>>();
+    let inner = Arc::clone(&pool);
+    let outer = submit(&pool, move || {
+        let back = move || get.recv().expect("a handle").join().is_ok();
+        inner.with_deadline(hour).submit(back).expect("room").join().is_ok()
+    });
+    give.send(outer).expect("it is received");
+    eventually("both ended", || (pool.stats().completed == 2).then_some(()));
+    // A waits for a group with B in it, which has a deadline, and B joins A.
+    let (give, get) = mpsc::channel::<JobHandle<Vec<Result<bool, JobError>>>>();
+    let (report, reports) = mpsc::channel();
+    let inner = Arc::clone(&pool);
+    let outer = submit(&pool, move || {
+        let first = inner.with_deadline(hour).submit(|| true).expect("room");
+        let back = move || report.send(get.recv().expect("a handle").join()).is_ok();
+        let second = inner.with_deadline(hour).submit(back).expect("room");
+        as_completed([first, second]).map(|(_, outcome)| outcome).collect::<Vec<_>>()
+    });
+    give.send(outer).expect("it is received");
+    let seen = reports.recv_timeout(PATIENCE).expect("it does not wait for an hour");
+    assert!(seen == Err(deadlock.clone()) || seen == Ok(vec![Ok(true), Err(deadlock)]), "{seen:?}");
 }
 
 #[test]

@@ -505,6 +505,61 @@ fn a_worker_that_cannot_begin_is_an_error_with_no_thread_left() {
 }
 
 #[test]
+fn one_worker_that_cannot_begin_sends_no_other_home() {
+    let builder = Pool::builder("most")
+        .workers(1)
+        .on_worker_start(|number| if number == 1 { Err("not me".into()) } else { Ok(()) });
+    let pool = builder.queue_capacity(100).build().expect("a thread");
+    assert!(matches!(pool.resize(40), Err(PoolError::Init { .. })));
+    // Each of 39 jobs waits until all of them run.
+    let all = Arc::new(Barrier::new(39));
+    let meet = |_| {
+        let all = Arc::clone(&all);
+        pool.submit(move || all.wait().is_leader()).expect("room")
+    };
+    let jobs: Vec<_> = (0..39).map(meet).collect();
+    let leaders = jobs.into_iter().map(|job| job.join_timeout(PATIENCE).expect("all 39 work"));
+    assert_eq!(leaders.filter(|leads| *leads == Ok(true)).count(), 1);
+    assert_eq!(pool.stats().workers, 39);
+}
+
+#[test]
+fn a_first_step_whose_panic_panics_again_is_an_error_too() {
+    let builder = Pool::builder("worse").workers(2).on_worker_start(|_| std::panic::panic_any(Bomb));
+    assert!(matches!(builder.build(), Err(PoolError::Init { .. })));
+    no_thread_is_left("mill-worse");
+}
+
+/// A worker's thread-local whose destructor calls the closure.
+fn at_the_end_of_this_worker(step: impl Fn() + 'static) {
+    struct AtExit(Box<dyn Fn()>);
+    impl Drop for AtExit {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+    thread_local!(static AT_EXIT: std::cell::RefCell<Option<AtExit>> = const { std::cell::RefCell::new(None) });
+    AT_EXIT.with(|at_exit| *at_exit.borrow_mut() = Some(AtExit(Box::new(step))));
+}
+
+#[test]
+fn a_worker_may_call_its_pool_at_the_very_end_of_its_thread() {
+    let pool = Arc::new(pool_of(2, 10));
+    let (report, reports) = std::sync::mpsc::channel();
+    let inner = Arc::clone(&pool);
+    let job = move || {
+        at_the_end_of_this_worker(move || {
+            let drained = inner.drain(Duration::ZERO);
+            let refused = matches!(inner.resize(3), Err(PoolError::Draining));
+            report.send((drained.running, refused)).expect("it is waited for");
+        });
+    };
+    pool.submit(job).expect("room").join().expect("it returns");
+    pool.abort();
+    assert_eq!(reports.recv_timeout(PATIENCE), Ok((0, true)));
+}
+
+#[test]
 fn a_worker_cannot_resize_its_pool_in_its_first_step() {
     let slot: Arc<Mutex<Option<Arc<Pool>>>> = Arc::default();
     let own = Arc::clone(&slot);

@@ -26,7 +26,8 @@
 //! draining pool before the queue is empty, when no job that could be starved is left. When a worker that was
 //! expected cannot begin, everybody who waits looks again.
 //!
-//! What is not seen: circles through several pools, and waits of an executor that polls handles on a worker.
+//! What is not seen: circles through several pools, waits of an executor that polls handles on a worker, and a
+//! `resize` called by a job, which waits for the first step of new workers, while that waits for the job.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -142,12 +143,18 @@ impl Crew {
     pub(crate) fn withdraw(&self) {
         let mut roster = lock(&self.roster);
         roster.workers -= 1;
-        roster.wanted = roster.wanted.min(roster.workers);
         self.publish(&roster);
         // Those who wait had counted on it.
         roster.waits.iter().for_each(|wait| wait.thread.unpark());
         drop(roster);
         self.room.notify(usize::MAX);
+    }
+
+    /// Wants no more workers than there are.
+    pub(crate) fn make_do(&self) {
+        let mut roster = lock(&self.roster);
+        roster.wanted = roster.wanted.min(roster.workers);
+        self.publish(&roster);
     }
 
     /// Counts out a thread that has come to its end.

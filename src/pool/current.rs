@@ -70,16 +70,16 @@ impl Drop for Guard {
 }
 
 /// Calls `run` with the job while it is the thread's current one.
-pub(crate) fn with_job(job: Arc<dyn Run>, run: impl FnOnce(&Arc<dyn Run>)) {
+pub(crate) fn with_job<R>(job: Arc<dyn Run>, run: impl FnOnce(&Arc<dyn Run>) -> R) -> R {
     set(Runs::Job(job));
     // What runs here may look at the current job, and only look: nobody borrows it to change it.
-    CURRENT.with(|current| {
-        if let Some(Current { runs: Runs::Job(job), .. }) = &*current.borrow() {
-            run(job);
-        }
+    let returned = CURRENT.with(|current| match &*current.borrow() {
+        Some(Current { runs: Runs::Job(job), .. }) => run(job),
+        _ => unreachable!("it was set, and only a worker has jobs"),
     });
     // Out of the borrow: a destructor may be anything.
     drop(set(Runs::Nothing));
+    returned
 }
 
 /// Calls `run` while the thread's current job is one without a handle.

@@ -4,7 +4,7 @@
 //! whoever waits at it. The box has a lock of its own, always taken after a job's.
 
 use std::borrow::Borrow;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::crew::JobId;
 use super::current::PoolId;
 use super::handle::{JobError, JobHandle, list_wait};
-use super::job::{Listed, Waiter};
+use super::job::{Audience, Listed, Waiter};
 use crate::sync::checked::thread::{self, Thread};
 use crate::sync::checked::{Mutex, lock};
 
@@ -20,8 +20,31 @@ use crate::sync::checked::{Mutex, lock};
 #[derive(Default)]
 struct Group {
     inbox: Arc<Inbox>,
-    /// The deadlines of jobs that were queued when they joined, and their numbers.
-    deadlines: BTreeSet<(Instant, usize)>,
+    deadlines: Deadlines,
+}
+
+/// When jobs that wait in the queue will have waited too long, by their numbers.
+#[derive(Default)]
+struct Deadlines {
+    by_time: BTreeSet<(Instant, usize)>,
+    of: HashMap<usize, Instant>,
+}
+
+impl Deadlines {
+    fn add(&mut self, number: usize, at: Instant) {
+        self.by_time.insert((at, number));
+        self.of.insert(number, at);
+    }
+
+    fn remove(&mut self, number: usize) {
+        if let Some(at) = self.of.remove(&number) {
+            self.by_time.remove(&(at, number));
+        }
+    }
+
+    fn first(&self) -> Option<(Instant, usize)> {
+        self.by_time.first().copied()
+    }
 }
 
 /// Where the ends of a group's jobs are reported.
@@ -34,6 +57,8 @@ struct Inbox {
 struct Arrivals {
     /// Jobs that have ended and were not picked up.
     ended: VecDeque<Arrival>,
+    /// Jobs whose deadline means nothing any more.
+    begun: Vec<usize>,
     sleeper: Option<(Thread, Option<Listed>)>,
 }
 
@@ -43,9 +68,9 @@ struct Arrival {
 }
 
 impl Inbox {
-    fn arrive(&self, number: usize, failed: bool) {
+    fn report(&self, change: impl FnOnce(&mut Arrivals)) {
         let mut state = lock(&self.state);
-        state.ended.push_back(Arrival { number, failed });
+        change(&mut state);
         // Its entry in the list of waits is crossed out here, under the lock.
         let sleeper = state.sleeper.take().map(|(thread, _listed)| thread);
         drop(state);
@@ -55,14 +80,23 @@ impl Inbox {
     }
 }
 
+impl Audience for Inbox {
+    fn begun(&self, number: usize) {
+        self.report(|state| state.begun.push(number));
+    }
+
+    fn ended(&self, number: usize, failed: bool) {
+        self.report(|state| state.ended.push_back(Arrival { number, failed }));
+    }
+}
+
 impl Group {
     /// Has the end of this job reported under this number.
     fn watch<T: Send + 'static>(&mut self, number: usize, handle: &JobHandle<T>) {
-        let inbox = Arc::clone(&self.inbox);
-        let report = Waiter::Group(Box::new(move |failed| inbox.arrive(number, failed)));
-        match handle.job.watch(report) {
-            Ok(pending) => self.deadlines.extend(pending.expires.map(|at| (at, number))),
-            Err(failed) => self.inbox.arrive(number, failed),
+        let inbox = Arc::clone(&self.inbox) as Arc<dyn Audience>;
+        match handle.job.watch(Waiter::Group(inbox, number)) {
+            Ok(pending) => pending.expires.into_iter().for_each(|at| self.deadlines.add(number, at)),
+            Err(failed) => self.inbox.ended(number, failed),
         }
     }
 
@@ -78,18 +112,21 @@ impl Group {
         H: Borrow<JobHandle<T>>,
     {
         loop {
-            let deadline = self.deadlines.first().map(|(at, _)| *at);
-            let wake_at = until.into_iter().chain(deadline).min();
+            let wake_at;
             {
                 let mut state = lock(&self.inbox.state);
                 // One that awoke without an arrival waits anew, and must not stand in the list twice.
                 state.sleeper = None;
+                state.begun.drain(..).for_each(|number| self.deadlines.remove(number));
                 if let Some(arrival) = state.ended.pop_front() {
+                    self.deadlines.remove(arrival.number);
                     return Ok(Some(arrival));
                 }
                 if until.is_some_and(|until| Instant::now() >= until) {
                     return Ok(None);
                 }
+                let deadline = self.deadlines.first().map(|(at, _)| at);
+                wake_at = until.into_iter().chain(deadline).min();
                 let listed = if wake_at.is_none() { list_wait(|pool| ids(pool, handles))? } else { None };
                 state.sleeper = Some((thread::current(), listed));
             }
@@ -97,10 +134,10 @@ impl Group {
                 None => thread::park(),
                 Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
             }
-            while let Some((at, number)) = self.deadlines.first().copied()
+            while let Some((at, number)) = self.deadlines.first()
                 && Instant::now() >= at
             {
-                self.deadlines.pop_first();
+                self.deadlines.remove(number);
                 if let Some(handle) = &handles[number] {
                     // The look ends it, if it still waits, and so reports it.
                     let _ended = handle.borrow().is_finished();
@@ -137,7 +174,11 @@ where
 /// ```
 ///
 /// On a worker of the jobs' own pool, when the wait would never end, the item is [`JobError::Deadlock`] for the
-/// first of those that have not ended, which is then left to itself.
+/// first of those that have not ended. That job is left in its place, and will run if it can.
+///
+/// # Panics
+///
+/// The iterator does, at the turn of a job whose handle has been awaited to its end.
 pub fn as_completed<T: Send + 'static>(handles: impl IntoIterator<Item = JobHandle<T>>) -> AsCompleted<T> {
     let mut group = Group::default();
     let handles: Vec<_> = handles.into_iter().map(Some).collect();

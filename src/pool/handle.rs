@@ -193,7 +193,7 @@ impl<T: Send + 'static> Future for JobHandle<T> {
 
 impl<T> fmt::Debug for JobHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JobHandle").field("ended", &self.job.ended().is_some()).finish_non_exhaustive()
+        f.debug_struct("JobHandle").field("ended", &self.job.has_ended()).finish_non_exhaustive()
     }
 }
 

@@ -81,6 +81,20 @@ impl<F, T> State<F, T> {
             && self.expires().is_some_and(|expires| Instant::now() >= expires)
     }
 
+    /// Tells whoever waits, when the job is about to be started, that its deadline will not end the wait any more:
+    /// a wait without an end belongs on the list of waits.
+    fn now_has_no_deadline(&self) {
+        match self.extra.as_deref() {
+            Some(Extra { expires: Some(_), waiter: Some(Waiter::Thread(thread, None)), .. }) => {
+                thread.unpark();
+            }
+            Some(Extra { expires: Some(_), waiter: Some(Waiter::Group(audience, number)), .. }) => {
+                audience.begun(*number);
+            }
+            _ => {}
+        }
+    }
+
     /// Puts a waiter in the place of the one before, which is returned, to be dropped outside of the lock.
     fn set_waiter(&mut self, waiter: Option<Waiter<T>>) -> Option<Waiter<T>> {
         if waiter.is_none() && self.extra.is_none() {
@@ -143,8 +157,16 @@ pub(crate) enum Waiter<T> {
     Task(Waker),
     /// A callback, which takes the outcome.
     Callback(Callback<T>),
-    /// A group of jobs that is waited for together; called with whether the job failed.
-    Group(Box<dyn FnOnce(bool) + Send>),
+    /// A group of jobs that is waited for together, and the job's number in it.
+    Group(Arc<dyn Audience>, usize),
+}
+
+/// Whoever waits for several jobs together, and knows each by a number.
+pub(crate) trait Audience: Send + Sync {
+    /// A job that has a deadline has been started in time. Called under the job's lock.
+    fn begun(&self, number: usize);
+    /// A job has ended, and whether it failed.
+    fn ended(&self, number: usize, failed: bool);
 }
 
 impl<T> Waiter<T> {
@@ -174,9 +196,10 @@ impl Drop for Listed {
 
 /// The worker's side of a job.
 pub(crate) trait Run: Send + Sync {
-    /// Runs the job, unless it has ended; counts it, then tells whoever waits.
-    /// `orphaned` says whether nobody else has the job.
-    fn run(&self, turn: &mut Turn<'_, Task>, orphaned: &dyn Fn() -> bool);
+    /// Runs the job, unless it has ended; counts it, then tells whoever waits. `orphaned` says whether nobody
+    /// else has the job. Returns whether something of the user's may have run since it was counted, or may when the
+    /// job is dropped.
+    fn run(&self, turn: &mut Turn<'_, Task>, orphaned: &dyn Fn() -> bool) -> bool;
     /// Ends the job if it is still queued; calls `count` with how it ended before anyone is told.
     fn abandon(&self, count: &mut dyn FnMut(Outcome));
     /// Whether its cancellation was asked for.
@@ -195,8 +218,10 @@ pub(crate) trait Outlook<T>: Send + Sync {
     fn take_or_wait(&self, waiter: &mut Choose<'_, T>) -> Option<Result<T, JobError>>;
     /// Leaves a waiter with a job that has not ended; otherwise says whether it failed.
     fn watch(&self, waiter: Waiter<T>) -> Result<Pending, bool>;
-    /// Whether the job has ended, and if it has, whether it failed.
+    /// Whether the job has ended, and if it has, whether it failed. Ends a job that waits beyond its deadline.
     fn ended(&self) -> Option<bool>;
+    /// Whether the job has ended, and nothing else.
+    fn has_ended(&self) -> bool;
     /// This job as its worker sees it.
     fn as_run(self: Arc<Self>) -> Arc<dyn Run>;
 }
@@ -295,7 +320,7 @@ fn settle<F, T>(mut state: MutexGuard<'_, State<F, T>>, outcome: Result<T, JobEr
         None => return false,
         Some(Waiter::Thread(thread, _)) => thread.unpark(),
         Some(Waiter::Task(waker)) => quietly(|| waker.wake()),
-        Some(Waiter::Group(tell)) => tell(failed),
+        Some(Waiter::Group(audience, number)) => audience.ended(number, failed),
         Some(Waiter::Callback(_)) => unreachable!("dealt with above"),
     }
     true
@@ -306,10 +331,11 @@ where
     F: FnOnce() -> T + Send,
     T: Send,
 {
-    fn run(&self, turn: &mut Turn<'_, Task>, orphaned: &dyn Fn() -> bool) {
+    fn run(&self, turn: &mut Turn<'_, Task>, orphaned: &dyn Fn() -> bool) -> bool {
         let job = {
             let mut state = lock(&self.state);
             if matches!(state.stage, Stage::Queued(_)) && !state.is_late() {
+                state.now_has_no_deadline();
                 match mem::replace(&mut state.stage, Stage::Running) {
                     Stage::Queued(job) => Some(job),
                     _ => unreachable!("it was queued under this lock"),
@@ -320,7 +346,7 @@ where
         };
         let Some(job) = job else {
             self.end_unrun(Unrun::Expired, &mut |outcome| turn.end(outcome));
-            return;
+            return true;
         };
         turn.begin();
         let outcome = catch_unwind(AssertUnwindSafe(job)).map_err(|payload| {
@@ -334,19 +360,18 @@ where
             // between here and `settle` is called there, after the job was counted.)
             quietly(|| callback(outcome));
             turn.end(ended);
-            return;
+            return false;
         }
         if mem::needs_drop::<T>() && orphaned() {
             // Nobody will ask for the result, and its destructor may take its time: the job's.
             quietly(|| drop(outcome));
             turn.end(ended);
-            return;
+            return false;
         }
         // Counted first: whoever is told finds it counted.
         turn.end(ended);
-        if settle(lock(&self.state), outcome) {
-            turn.tarried();
-        }
+        let told = settle(lock(&self.state), outcome);
+        told || mem::needs_drop::<T>() && orphaned()
     }
 
     fn abandon(&self, count: &mut dyn FnMut(Outcome)) {
@@ -407,6 +432,10 @@ where
 
     fn ended(&self) -> Option<bool> {
         self.lock_in_time().stage.failed()
+    }
+
+    fn has_ended(&self) -> bool {
+        lock(&self.state).stage.failed().is_some()
     }
 
     fn as_run(self: Arc<Self>) -> Arc<dyn Run> {
@@ -487,7 +516,11 @@ impl Handler<Task> for Runner {
         match task {
             Task::Handled(mut handled) => {
                 if let Some(job) = handled.0.take() {
-                    current::with_job(job, |job| job.run(turn, &|| Arc::strong_count(job) == 1));
+                    let tarried =
+                        current::with_job(job, |job| job.run(turn, &|| Arc::strong_count(job) == 1));
+                    if tarried {
+                        turn.tarried();
+                    }
                 }
             }
             Task::Plain(job) => {

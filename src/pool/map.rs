@@ -11,7 +11,8 @@ use super::{Patience, Pool, Rejected};
 /// The results of [`Pool::map`], in the order of the items.
 ///
 /// An item whose job was not admitted, because the pool drains, is an error as well, and the next items follow:
-/// with endless items, stop at the first. Dropping the iterator cancels what has not been started.
+/// with endless items, stop at the first. So is, on a worker of the same pool, one whose result could never come;
+/// its job is left in the queue. Dropping the iterator cancels what it has submitted and not asked for.
 #[must_use = "nothing is submitted until the iterator is asked for a result"]
 pub struct Map<'p, I, F, R: Send + 'static> {
     pool: &'p Pool,

@@ -16,8 +16,9 @@
 //! - **A drain loses nothing.** [`Pool::drain`] stops admission, finishes what was admitted, and ends early
 //!   when nothing is left. Nor does [`Pool::resize`].
 //! - **No silent deadlock.** A worker that would wait for ever for its own pool gets an error instead of a hang:
-//!   in `join`, in a group, or for room in the queue. Waits with a timeout end by it. Circles through several
-//!   pools are not seen, nor is an executor that polls handles on a worker.
+//!   in `join`, in a group, or for room in the queue. Waits with a timeout end by it. Not seen are circles through
+//!   several pools, an executor that polls handles on a worker, and a job that resizes its pool while a new
+//!   worker's first step waits for that job.
 //!
 //! # The rooms
 //!
@@ -69,8 +70,9 @@ pub const MAX_WORKERS: usize = 10_000;
 /// The most jobs a queue may hold: its memory, some gigabytes then, is taken at the start.
 pub const MAX_QUEUE_CAPACITY: usize = 100_000_000;
 
-/// The stack of a worker unless set: enough for a service that does no deep recursion.
-pub const DEFAULT_STACK_SIZE: usize = 256 * 1024;
+/// The stack of a worker unless set: as much as std gives a thread, since closures come from anywhere. Memory is
+/// taken for what is touched alone.
+pub const DEFAULT_STACK_SIZE: usize = 2 * 1024 * 1024;
 
 /// The capacity of a pool's queue unless set: enough for a burst, and little enough that a submitter feels
 /// when the workers fall behind.
@@ -288,8 +290,9 @@ impl Pool {
     }
 
     /// Stops admission, lets the workers finish every admitted job, and waits for them, `timeout` at most. It
-    /// returns as soon as the last job has ended. What then still waits in the queue is dropped and counted as
-    /// aborted, and workers still in a job exit after it; their threads are not waited for.
+    /// returns as soon as the last job has ended, or at the timeout. What then still waits in the queue is dropped and
+    /// counted as aborted, and workers still in a job exit after it; their threads are not waited for. When all have
+    /// ended in time, it lasts on until the threads are gone, with the destructors of their thread-locals.
     ///
     /// Safe to call again and from several threads: each call waits for the same end. On a worker of this pool
     /// it cannot come to an end before its timeout, because the job that calls it runs.
@@ -444,8 +447,8 @@ impl PoolBuilder {
         self
     }
 
-    /// Has the pool's metrics, those of [`Pool::collector`], put into this registry at the start, and taken out
-    /// when the pool has been dropped.
+    /// Has the pool's metrics, those of [`Pool::collector`], put into this registry at the start, and taken out, by
+    /// the pool's name, when the pool has been dropped.
     #[must_use]
     pub fn registry(mut self, registry: &Registry) -> Self {
         self.registry = Some(registry.clone());
@@ -522,6 +525,13 @@ impl<J> Rejected<J> {
         }
     }
 
+    /// Drops the job, so that the error can be sent and shared whatever the job is:
+    /// `pool.submit(job).map_err(Rejected::without_job)?`.
+    #[must_use]
+    pub fn without_job(self) -> Rejected<()> {
+        self.map(drop)
+    }
+
     pub(crate) fn map<K>(self, change: impl FnOnce(J) -> K) -> Rejected<K> {
         match self {
             Rejected::Full(job) => Rejected::Full(change(job)),
@@ -555,7 +565,7 @@ impl<J> fmt::Display for Rejected<J> {
 
 impl<J> std::error::Error for Rejected<J> {}
 
-/// Why a pool did not start.
+/// Why a pool did not start, or was not resized.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum PoolError {

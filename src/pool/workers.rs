@@ -215,9 +215,9 @@ impl<J: Job> Workers<J> {
         if shared.pool.stage.load(Ordering::SeqCst) != OPEN {
             return Err(PoolError::Draining);
         }
-        let (left, mut running): (Vec<_>, Vec<_>) =
-            threads.running.drain(..).partition(|(_, thread)| thread.is_finished());
-        left.into_iter().for_each(|(_, thread)| drop(thread.join()));
+        let mut running = std::mem::take(&mut threads.running);
+        // They have nothing left to do but to drop their thread-locals, which may want this lock: not joined.
+        running.retain(|(_, thread)| !thread.is_finished());
         let missing = shared.pool.crew.want(workers);
         let (ready, begun) = crossbeam_channel::bounded(missing);
         let mut refused = None;
@@ -239,6 +239,9 @@ impl<J: Job> Workers<J> {
             if let Err(source) = outcome {
                 refused.get_or_insert(PoolError::Init { source });
             }
+        }
+        if refused.is_some() {
+            shared.pool.crew.make_do();
         }
         // Those that are too many may be asleep.
         shared.queue.wake_all();
@@ -272,8 +275,10 @@ impl<J: Job> Workers<J> {
             if let Ok(mut threads) = self.threads.try_lock() {
                 for (_, thread) in threads.running.drain(..) {
                     // It has left the crew, so this blocks for no longer than a thread's exit takes, destructors
-                    // of its thread-locals included.
-                    let _ = thread.join();
+                    // of its thread-locals included. One of those may be who drains.
+                    if thread.thread().id() != std::thread::current().id() {
+                        let _ = thread.join();
+                    }
                 }
             }
         } else {
@@ -512,8 +517,11 @@ fn spawn<J: Job, H: Handler<J> + 'static>(
 }
 
 fn begin(init: &dyn Fn(usize) -> Result<(), InitError>, number: usize) -> Result<(), InitError> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| init(number)))
-        .unwrap_or_else(|payload| Err(format!("it panicked: {}", panic_message(&*payload)).into()))
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| init(number))).unwrap_or_else(|payload| {
+        let error = format!("it panicked: {}", panic_message(&*payload)).into();
+        quietly(|| drop(payload));
+        Err(error)
+    })
 }
 
 /// Counts a thread out when it is dropped.

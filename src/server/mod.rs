@@ -67,6 +67,9 @@ use crate::log_limit::LogLimit;
 use crate::metrics::collector;
 use crate::pool::{self, Meter, PoolError, Workers};
 
+/// The stack of a worker that serves connections, unless set: enough for a service that does no deep recursion.
+pub const DEFAULT_SERVICE_STACK_SIZE: usize = 256 * 1024;
+
 /// Listen backlog unless set. std's own is 128, and a full backlog makes clients wait a second for their next
 /// try.
 pub const DEFAULT_BACKLOG: u32 = 4096;
@@ -123,7 +126,7 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Sets each worker's stack in bytes. Unless set, [`DEFAULT_STACK_SIZE`](crate::DEFAULT_STACK_SIZE).
+    /// Sets each worker's stack in bytes. Unless set, [`DEFAULT_SERVICE_STACK_SIZE`].
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.settings.stack_size = bytes;
@@ -316,7 +319,7 @@ impl Server {
         let settings = Settings {
             name: name.into(),
             workers: 128,
-            stack_size: pool::DEFAULT_STACK_SIZE,
+            stack_size: DEFAULT_SERVICE_STACK_SIZE,
             max_connections: None,
             spare_descriptors: 0,
             within_reserve: false,
