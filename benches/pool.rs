@@ -1,6 +1,7 @@
 //! Compares pools: `cargo bench --bench pool`.
 //!
-//! `-- --rounds 5` is quicker and less sure, `-- --only idle` runs the rows whose name has that word in it.
+//! `-- --rounds 5` is quicker and less sure, `-- --only idle` runs the rows whose name has that word in it,
+//! `-- --pools execute,rayon` those pools, for a profiler.
 //!
 //! All pools run the same closures in the same process, one after the other, in a new order each round, so
 //! that what the machine does meanwhile befalls them all. A figure is the median over the rounds, and so is a
@@ -206,8 +207,12 @@ fn main() {
     };
     let rounds: usize = option("--rounds").map_or(11, |rounds| rounds.parse().expect("a number of rounds"));
     let only = option("--only").unwrap_or_default();
+    let chosen = option("--pools");
     for workers in [8, 2] {
-        let pools = pools(workers);
+        let mut pools = pools(workers);
+        if let Some(chosen) = &chosen {
+            pools.retain(|(name, _)| chosen.split(',').any(|one| one == *name));
+        }
         println!(
             "\n{workers} workers, ns a job, median of {rounds} rounds; in brackets: times the first column\n"
         );

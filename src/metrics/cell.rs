@@ -48,11 +48,9 @@ impl<const BOUNDS: usize> Histogram<BOUNDS> {
 
     /// Counts one duration. Only the owning thread may call it.
     pub(crate) fn observe(&self, duration_ns: u64) {
-        // From the lowest: the shorter the duration, the less it may cost to count it.
-        let buckets = self.bounds_ns.iter().zip(&self.counts);
-        let bucket = buckets.into_iter().find(|(bound, _)| duration_ns <= **bound);
+        let bucket = self.bounds_ns.partition_point(|bound_ns| *bound_ns < duration_ns);
         self.sum_ns.add(duration_ns);
-        bucket.map_or(&self.beyond, |(_, count)| count).add(1);
+        self.counts.get(bucket).unwrap_or(&self.beyond).add(1);
     }
 
     /// Adds what was counted to `total`, from any thread.

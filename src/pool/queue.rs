@@ -194,7 +194,7 @@ impl<J> Queue<J> {
 /// 16 bits, each a thread between two steps that do not block; pushes above them, of which 48 bits hold nine
 /// years at a million a second.
 ///
-/// The ring is indexed by the number of the push. An entry holds the time in microseconds above 16 bits of
+/// The ring is indexed by the number of the push. An entry holds the time in units of 1024 ns above 16 bits of
 /// the lap it was written in, so that a reader can tell an entry that is not yet written from the one a lap
 /// before. A slot is written again only a whole ring later, when its job has been taken, because the ring has
 /// more room than the queue.
@@ -205,12 +205,14 @@ impl<J> Queue<J> {
 #[repr(align(128))]
 struct Pushes {
     word: AtomicU64,
+    /// As long as a power of two.
     ring: Box<[AtomicU64]>,
 }
 
 const INSIDE_BITS: u32 = 16;
 const INSIDE: u64 = (1 << INSIDE_BITS) - 1;
 const LAP_BITS: u32 = 16;
+const UNIT_BITS: u32 = 10;
 
 impl Pushes {
     fn new(size: usize) -> Self {
@@ -246,19 +248,19 @@ impl Pushes {
     }
 
     fn note(&self, number: u64, now_ns: u64) {
-        let entry = ((now_ns / 1000) << LAP_BITS) | self.lap(number);
+        let entry = ((now_ns >> UNIT_BITS) << LAP_BITS) | self.lap(number);
         self.slot(number).store(entry, Ordering::Release);
     }
 
     /// When the push of this number happened; `None` when it has not, or is being written this instant.
     fn time_of_ns(&self, number: u64) -> Option<u64> {
         let entry = self.slot(number).load(Ordering::Acquire);
-        (entry & ((1 << LAP_BITS) - 1) == self.lap(number)).then_some((entry >> LAP_BITS) * 1000)
+        (entry & ((1 << LAP_BITS) - 1) == self.lap(number)).then_some((entry >> LAP_BITS) << UNIT_BITS)
     }
 
     /// The lap's mark, never that of an unwritten slot in the first lap.
     fn lap(&self, number: u64) -> u64 {
-        (number / self.ring.len() as u64 + 1) & ((1 << LAP_BITS) - 1)
+        ((number >> self.ring.len().trailing_zeros()) + 1) & ((1 << LAP_BITS) - 1)
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the mask leaves less than the ring's length")]
@@ -284,7 +286,7 @@ mod tests {
     fn the_age_is_that_of_the_head_over_many_laps() {
         let queue = Queue::new(3);
         let mut taken = 0;
-        let us = 1000;
+        let us = 1 << UNIT_BITS;
         assert_eq!(queue.oldest_age_ns(taken, 5 * us), 0, "nothing waits");
         for round in 1..100_000 {
             let base = round * 100 * us;
