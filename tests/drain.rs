@@ -5,6 +5,7 @@ mod common;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -116,6 +117,34 @@ fn a_client_that_never_finishes_is_cut_at_the_deadline() {
     assert_eq!(server.wait().code(), Some(3));
     assert!(start.elapsed() >= Duration::from_secs(1), "cut before the deadline");
     assert_eq!((report(&server).cut, report(&server).served), (1, 0));
+}
+
+/// Such clients are stayed with, and their gates seldom touched.
+#[test]
+fn clients_that_never_fall_silent_are_cut_at_the_deadline() {
+    let mut server = Millpond::start(&["--workers", "8", "--drain-timeout", "1s"]);
+    let talked = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            let mut client = server.connect();
+            client.set_nodelay(true).expect("a socket option");
+            let talked = &talked;
+            scope.spawn(move || {
+                let mut answer = [0; 4];
+                while client.write_all(b"more").and_then(|()| client.read_exact(&mut answer)).is_ok() {
+                    talked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        eventually("they talk", || (talked.load(Ordering::Relaxed) > 3_000).then_some(()));
+        server.signal(Signal::INT);
+        assert_eq!(server.wait().code(), Some(3));
+    });
+    let report = report(&server);
+    // On a busy machine one may have been kept from its turn for so long that it was silent.
+    assert_eq!((report.in_drain, report.cut + report.closed_idle), (3, 3));
+    assert!(report.cut > 0);
+    assert_eq!(report.bytes_in, report.bytes_out);
 }
 
 #[test]

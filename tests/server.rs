@@ -4,6 +4,8 @@ mod common;
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -277,7 +279,9 @@ fn an_old_queue_keeps_newcomers_waiting_until_it_is_young() {
 }
 
 /// A service that answers, and panics at a marker.
-struct Fragile;
+struct Fragile {
+    may_block: bool,
+}
 
 impl Service for Fragile {
     type Session = usize;
@@ -290,6 +294,10 @@ impl Service for Fragile {
         assert!(!bytes.starts_with(b"panic"), "the marker");
         *served += 1;
         if bytes.starts_with(b"bye") { Next::Close } else { Next::KeepOpen }
+    }
+
+    fn may_block(&self) -> bool {
+        self.may_block
     }
 }
 
@@ -311,12 +319,22 @@ fn in_process(workers: usize, service: impl Service) -> (Running, Exposition) {
 
 #[test]
 fn a_panic_closes_its_connection_and_spares_its_worker() {
-    let (running, exposition) = in_process(2, Fragile);
+    panics_are_survived(Fragile { may_block: true });
+}
+
+/// On the reactor's thread, and during a stay, as well.
+#[test]
+fn a_panic_of_a_service_that_never_blocks_is_survived() {
+    panics_are_survived(Fragile { may_block: false });
+}
+
+fn panics_are_survived(service: Fragile) {
+    let (running, exposition) = in_process(2, service);
     let guard = Guard::over(exposition.local_addr());
     let mut bystander = connect(running.local_addr());
     for _ in 0..100 {
         let mut victim = connect(running.local_addr());
-        ping(&mut victim, b"fine");
+        (0..3).for_each(|_| ping(&mut victim, b"fine"));
         victim.write_all(b"panic now").expect("sent");
         assert_eq!(victim.read(&mut [0]).expect("the end, and no reset"), 0);
         ping(&mut bystander, b"unharmed");
@@ -332,7 +350,7 @@ fn a_panic_closes_its_connection_and_spares_its_worker() {
 
 #[test]
 fn a_service_that_says_close_gets_its_last_word_through() {
-    let (running, exposition) = in_process(2, Fragile);
+    let (running, exposition) = in_process(2, Fragile { may_block: false });
     for _ in 0..100 {
         let mut stream = connect(running.local_addr());
         // More input than is read at a time stands behind it: closing at once would reset, and lose the
@@ -407,6 +425,72 @@ fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
     let scrape = server.scrape();
     assert_eq!(scrape.get("sent_bytes_total"), message.len() as f64);
     assert_eq!(scrape.get("received_bytes_total"), message.len() as f64);
+}
+
+/// Workers wait at the sockets of such clients, and the reactor serves them too.
+#[test]
+fn lively_clients_are_served_and_counted_like_any_others() {
+    const CLIENTS: usize = 5;
+    const MESSAGES: usize = 3_000;
+    for workers in ["1", "2", "8", "128"] {
+        let mut server = Millpond::start(&["--workers", workers]);
+        let guard = Guard::over(server.metrics);
+        thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| {
+                    let mut client = server.connect();
+                    client.set_nodelay(true).expect("a socket option");
+                    (0..MESSAGES).for_each(|_| ping(&mut client, b"at once"));
+                });
+            }
+        });
+        let is_quiet =
+            |scrape: &Scrape| scrape.closed("client") == CLIENTS as f64 && scrape.pool("workers_busy") == 0.0;
+        let scrape = eventually("all have left", || Some(server.scrape()).filter(is_quiet));
+        let messages = (CLIENTS * MESSAGES) as f64;
+        assert_eq!(scrape.get("received_bytes_total"), messages * 7.0);
+        assert_eq!(scrape.get("sent_bytes_total"), messages * 7.0);
+        assert_eq!(scrape.get("echo_latency_seconds_count"), messages);
+        assert_eq!(scrape.pool("workers"), workers.parse::<f64>().expect("a number"));
+        assert_eq!(scrape.pool("queue_depth"), 0.0);
+        // A job may find the next message there already.
+        let jobs = scrape.pool("submitted_total");
+        assert!(jobs > messages / 2.0, "{jobs} jobs");
+        assert_eq!(scrape.get("pool_jobs_total{pool=\"echo\",outcome=\"completed\"}"), jobs);
+        assert_eq!(scrape.pool("queue_wait_seconds_count"), jobs);
+        guard.finish();
+        assert_eq!(server.drain(), Some(0));
+    }
+}
+
+/// More than are stayed with at once: none may be served at the others' expense.
+#[test]
+fn a_crowd_of_lively_clients_is_served_evenly() {
+    let server = Millpond::start(&["--workers", "8"]);
+    let served: Vec<_> = (0..40).map(|_| AtomicUsize::new(0)).collect();
+    let over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for served in &served {
+            let (server, over) = (&server, &over);
+            scope.spawn(move || {
+                let mut client = server.connect();
+                client.set_nodelay(true).expect("a socket option");
+                while !over.load(Ordering::Relaxed) {
+                    ping(&mut client, b"my turn");
+                    served.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let all_have = |least| served.iter().all(|served| served.load(Ordering::Relaxed) >= least);
+        let enough = catch_unwind(AssertUnwindSafe(|| {
+            eventually("everybody has had a thousand turns", || all_have(1_000).then_some(()));
+        }));
+        over.store(true, Ordering::Relaxed);
+        enough.expect("in time");
+    });
+    let served: Vec<_> = served.into_iter().map(AtomicUsize::into_inner).collect();
+    let (least, most) = (served.iter().min().expect("40"), served.iter().max().expect("40"));
+    assert!(most / least < 10, "{served:?}");
 }
 
 #[test]

@@ -552,7 +552,7 @@ mod model {
         fn new(workers: usize) -> Arc<Self> {
             let pool = Arc::new(Identity::new("model".to_owned()));
             (0..pool.crew.want(workers)).for_each(|_| pool.crew.enter());
-            Arc::new(Bench { pool, queue: Queue::new(4) })
+            Arc::new(Bench { pool, queue: Queue::new(4, 0) })
         }
 
         fn make<T, F>(&self, job: F) -> (JobHandle<T>, Task)

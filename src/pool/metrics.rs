@@ -3,7 +3,8 @@
 //! The order of the reading makes the law of the module hold at every moment. First the count of pushes, then
 //! the workers' cells, each consistent in itself. A job pushed after the first step may already show as
 //! taken; then what was taken is the truer count of what was submitted, and the larger of the two is
-//! reported. Both only rise, so the report does. The depth is what was submitted and not taken, and never
+//! reported. Both only rise, so the report does. Jobs that never were in the queue are beside all this: one is
+//! submitted by being started. The depth is what was submitted and not taken, and never
 //! negative. A worker that has a job in hand and has not counted it yet makes it one too many; where that
 //! shows, as a depth beyond the capacity, the excess is counted as busy, which it is; with all workers busy
 //! it is in the hand of an abort, and is counted so.
@@ -99,7 +100,7 @@ impl<J> Shared<J> {
         let pushed = self.queue.pushed();
         let dropped = |count: &AtomicU64| count.load(Ordering::Acquire);
         let mut stats = Stats {
-            workers: self.pool.crew.workers(),
+            workers: self.pool.crew.workers() + usize::from(self.helper.is_some()),
             busy: 0,
             queue_depth: 0,
             queue_capacity: self.queue.capacity(),
@@ -119,8 +120,11 @@ impl<J> Shared<J> {
         };
         let mut busy_total_ns = 0;
         let mut started_ns = None;
-        for cell in self.cells().iter() {
-            let WorkerReading { ended, busy } = cell.read();
+        let mut direct = 0;
+        for cell in self.cells().iter().chain(&self.helper) {
+            let reading = cell.read();
+            let WorkerReading { ended, busy, .. } = reading;
+            direct += reading.direct;
             stats.busy += usize::from(busy);
             stats.completed += ended.completed;
             stats.panicked += ended.panicked;
@@ -137,9 +141,10 @@ impl<J> Shared<J> {
         stats.workers = stats.workers.max(stats.busy);
         let now_ns = self.watch.now_ns();
         let ended = stats.completed + stats.panicked + stats.cancelled + stats.expired + stats.aborted;
-        let taken = ended + stats.busy as u64;
-        stats.submitted = pushed.max(taken);
-        let not_taken = stats.submitted - taken;
+        let taken = ended + stats.busy as u64 - direct;
+        let through_queue = pushed.max(taken);
+        stats.submitted = through_queue + direct;
+        let not_taken = through_queue - taken;
         stats.queue_depth = not_taken.min(stats.queue_capacity as u64);
         let in_hand = not_taken - stats.queue_depth;
         let by_workers = in_hand.min((stats.workers - stats.busy) as u64);
@@ -156,7 +161,7 @@ impl<J> Shared<J> {
     pub(super) fn read_oldest_age(&self) -> Duration {
         let pushed = self.queue.pushed();
         let dropped = [&self.dropped.cancelled, &self.dropped.expired, &self.dropped.aborted];
-        let taken = self.cells().iter().map(|cell| cell.read().taken()).sum::<u64>()
+        let taken = self.cells().iter().chain(&self.helper).map(|cell| cell.read().taken()).sum::<u64>()
             + dropped.iter().map(|count| count.load(Ordering::Acquire)).sum::<u64>();
         let depth = pushed.saturating_sub(taken);
         Duration::from_nanos(self.oldest_age_ns(depth, taken, self.watch.now_ns()))

@@ -61,7 +61,7 @@ pub use self::map::Map;
 pub use self::metrics::{Durations, Stats};
 pub(crate) use self::worker::{Handler, Job, Outcome, Turn, quietly};
 pub use self::workers::InitError;
-pub(crate) use self::workers::{Patience, Settings, Workers};
+pub(crate) use self::workers::{Helper, Patience, Settings, Workers};
 use crate::clock::Clock;
 
 /// The most workers a pool may have: a thread each, and a scrape looks at all of them.
@@ -484,8 +484,17 @@ impl PoolBuilder {
     pub fn build(self) -> Result<Pool, PoolError> {
         let PoolBuilder { name, workers, queue_capacity, stack_size, timed, registry, init } = self;
         let clock = Clock::start();
-        let settings =
-            Settings { name, workers, queue_capacity, stack_size, clock, timed, lingers: true, init };
+        let settings = Settings {
+            name,
+            workers,
+            queue_capacity,
+            stack_size,
+            clock,
+            timed,
+            lingers: true,
+            enough_awake: None,
+            init,
+        };
         let mut pool = Pool { workers: Workers::start(settings, |_| Runner)?, registered: None };
         if let Some(registry) = registry {
             registry.register(pool.collector()).map_err(|source| PoolError::Register { source })?;

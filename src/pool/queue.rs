@@ -20,6 +20,15 @@
 //! drops its listener, and a notification it had been given passes to another listener. So the duty is handed
 //! on until no job waits or no worker sleeps.
 //!
+//! # Enough workers
+//!
+//! Where no job ever blocks, more workers awake than there are processors only take turns. So a queue can be told
+//! how many may be at rest, asleep or away, although jobs wait: with no more than that nobody is woken. The claim
+//! then is: *whenever a job waits and more are at rest than may be, some thread is about to notify or about to
+//! look.* Whoever comes to rest says so first and looks at the queue then: a sleeper as above, and one that goes
+//! away wakes another in its place. With no more at rest than may be, workers are awake, and each looks before it
+//! rests; jobs that do not block do not keep it from that for long.
+//!
 //! # Lingering
 //!
 //! To fall asleep and to be woken costs more than many a job. So one worker at a time, having run out of
@@ -51,6 +60,8 @@ pub(crate) struct Queue<J> {
     receiver: Receiver<Queued<J>>,
     pushes: Pushes,
     idle: Idle,
+    /// So many workers may sleep, or be away, although jobs wait; see the module's part on enough workers.
+    at_rest: usize,
 }
 
 /// Workers with nothing to do. On lines of its own: it changes all the time, and what stands beside it does
@@ -61,6 +72,8 @@ struct Idle {
     sleepers: Event,
     /// Workers that sleep, or are about to.
     sleeping: AtomicUsize,
+    /// Workers that wait for their next job elsewhere.
+    away: AtomicUsize,
     /// Whether a worker lingers.
     lingering: AtomicBool,
 }
@@ -74,10 +87,10 @@ pub(crate) enum Refused<J> {
 }
 
 impl<J> Queue<J> {
-    /// A queue for `capacity` jobs.
-    pub(crate) fn new(capacity: usize) -> Self {
+    /// A queue for `capacity` jobs, for which so many workers need not be woken.
+    pub(crate) fn new(capacity: usize, at_rest: usize) -> Self {
         let (sender, receiver) = bounded(capacity);
-        Queue { sender, receiver, pushes: Pushes::new(capacity), idle: Idle::default() }
+        Queue { sender, receiver, pushes: Pushes::new(capacity), idle: Idle::default(), at_rest }
     }
 
     /// Puts a submitter's job at the back, if there is room and `open` says so. `open` is asked when the
@@ -149,11 +162,33 @@ impl<J> Queue<J> {
         self.pushes.time_of_ns(head).map_or(0, |pushed_ns| now_ns.saturating_sub(pushed_ns))
     }
 
-    /// Wakes a sleeping worker, unless one is awake that will look, or is being woken already.
+    pub(crate) fn len(&self) -> usize {
+        self.receiver.len()
+    }
+
+    /// Wakes a sleeping worker, unless one is awake that will look, or is being woken already, or enough are awake.
     pub(crate) fn wake_one(&self) {
-        if !self.idle.lingering.load(Ordering::SeqCst) && self.idle.sleeping.load(Ordering::SeqCst) > 0 {
+        if self.idle.lingering.load(Ordering::SeqCst) {
+            return;
+        }
+        let sleeping = self.idle.sleeping.load(Ordering::SeqCst);
+        if sleeping > 0 && sleeping + self.idle.away.load(Ordering::SeqCst) > self.at_rest {
             self.idle.sleepers.notify(1);
         }
+    }
+
+    /// Says that the calling worker waits for its next job elsewhere, and will not look here until it is
+    /// [back](Queue::be_back).
+    pub(crate) fn go_away(&self) {
+        self.idle.away.fetch_add(1, Ordering::SeqCst);
+        // Others may have counted on its next look.
+        if !self.is_empty() {
+            self.wake_one();
+        }
+    }
+
+    pub(crate) fn be_back(&self) {
+        self.idle.away.fetch_sub(1, Ordering::SeqCst);
     }
 
     pub(crate) fn wake_all(&self) {
@@ -275,7 +310,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_gives_the_job_back() {
-        let queue = Queue::new(2);
+        let queue = Queue::new(2, 0);
         assert_eq!(queue.push('a', 1), Ok(()));
         assert_eq!(queue.push('b', 1), Ok(()));
         assert_eq!(queue.push('c', 1), Err('c'));
@@ -284,7 +319,7 @@ mod tests {
 
     #[test]
     fn the_age_is_that_of_the_head_over_many_laps() {
-        let queue = Queue::new(3);
+        let queue = Queue::new(3, 0);
         let mut taken = 0;
         let us = 1 << UNIT_BITS;
         assert_eq!(queue.oldest_age_ns(taken, 5 * us), 0, "nothing waits");

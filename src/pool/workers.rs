@@ -65,6 +65,9 @@ pub(crate) struct Settings {
     pub(crate) timed: bool,
     /// Whether a worker lingers before it sleeps; see `queue.rs`.
     pub(crate) lingers: bool,
+    /// For jobs that never block: how many workers awake are enough, and that one of the workers is a
+    /// [`Helper`], and no thread of the pool's.
+    pub(crate) enough_awake: Option<usize>,
     pub(crate) init: Option<Init>,
 }
 
@@ -104,6 +107,8 @@ pub(crate) struct Shared<J> {
     /// A worker's cell is at its number, and outlives it: the next worker of that number counts on. Written
     /// by whoever resizes, read by readers of the numbers.
     cells: RwLock<Vec<Arc<WorkerCell>>>,
+    /// The cell of the [`Helper`], if there is one.
+    pub(crate) helper: Option<Arc<WorkerCell>>,
     /// Submitters that wait for room, at [`Crew::room`](super::crew::Crew::room).
     waiting: AtomicUsize,
     /// Jobs that an abort took out of the queue, by what had become of them. Written by whoever aborts.
@@ -149,8 +154,13 @@ impl<J: Job> Workers<J> {
     where
         H: Handler<J> + 'static,
     {
-        let Settings { name, workers, queue_capacity, stack_size, clock, timed, lingers, init } = settings;
+        let Settings { name, workers, queue_capacity, stack_size, clock, timed, lingers, enough_awake, init } =
+            settings;
         check_workers(workers)?;
+        // One worker alone has to be a thread: a helper has other things to do.
+        let enough_awake = enough_awake.filter(|_| workers > 1);
+        let threads = workers - usize::from(enough_awake.is_some());
+        let at_rest = enough_awake.map_or(0, |enough| threads.saturating_sub(enough));
         if name.contains('\0') {
             return Err(PoolError::Name(name));
         }
@@ -161,7 +171,8 @@ impl<J: Job> Workers<J> {
             pool: Arc::new(Identity::new(name)),
             watch: Watch { clock, runs: timed },
             lingers,
-            queue: Queue::new(queue_capacity),
+            queue: Queue::new(queue_capacity, at_rest),
+            helper: enough_awake.map(|_| Arc::new(WorkerCell::new())),
             cells: RwLock::new(Vec::with_capacity(workers)),
             waiting: AtomicUsize::new(0),
             dropped: Dropped::default(),
@@ -175,12 +186,28 @@ impl<J: Job> Workers<J> {
         });
         let pool = Workers { shared, threads: Mutex::new(Threads { running: Vec::new(), start, inits }) };
         // An early return drops the pool, which sends home the workers started so far.
-        pool.resize(workers)?;
+        pool.resize(threads)?;
         Ok(pool)
+    }
+
+    /// The worker that is no thread of the pool's, if its jobs never block and it has more than one. `handler` runs its
+    /// jobs.
+    pub(crate) fn helper<H: Handler<J>>(&self, handler: H) -> Option<Helper<J, H>> {
+        let cell = self.shared.helper.clone()?;
+        Some(Helper { shared: Arc::clone(&self.shared), cell, handler })
     }
 
     /// Admits a job, waits for room as long as `patience` lasts, or gives the job back.
     pub(crate) fn submit(&self, job: J, patience: Patience) -> Result<(), Rejected<J>> {
+        let outcome = self.admit(job, patience);
+        if outcome.is_ok() {
+            self.shared.queue.wake_one();
+        }
+        outcome
+    }
+
+    /// As [`submit`](Workers::submit), but wakes no worker: a [`Helper`] will run the job, or have it run.
+    pub(crate) fn admit(&self, job: J, patience: Patience) -> Result<(), Rejected<J>> {
         let mut outcome = self.shared.try_admit(job);
         if let Err(Rejected::Full(job)) = outcome {
             outcome = match patience {
@@ -191,7 +218,7 @@ impl<J: Job> Workers<J> {
             };
         }
         match &outcome {
-            Ok(()) => self.shared.queue.wake_one(),
+            Ok(()) => {}
             Err(Rejected::Full(_) | Rejected::Deadlock(_)) => {
                 self.shared.rejected_full.fetch_add(1, Ordering::Relaxed);
             }
@@ -321,6 +348,31 @@ impl<J: Job> Workers<J> {
 
     pub(crate) fn id(&self) -> PoolId {
         self.shared.pool.id
+    }
+}
+
+/// A thread that counts as one of the workers, and runs jobs when it has nothing else to do; only where jobs never
+/// block.
+pub(crate) struct Helper<J: Job, H> {
+    shared: Arc<Shared<J>>,
+    cell: Arc<WorkerCell>,
+    handler: H,
+}
+
+impl<J: Job, H: Handler<J>> Helper<J, H> {
+    /// Runs jobs until none waits, or `enough` says so of the time; with more than one that waits, wakes a worker to
+    /// share in them. Returns whether any are left.
+    pub(crate) fn help(&mut self, enough: impl Fn(u64) -> bool) -> bool {
+        let queue = &self.shared.queue;
+        if queue.len() > 1 {
+            queue.wake_one();
+        }
+        worker::help(&self.shared, &self.cell, &mut self.handler, enough);
+        let left = !queue.is_empty();
+        if left {
+            queue.wake_one();
+        }
+        left
     }
 }
 
@@ -555,6 +607,7 @@ mod tests {
             clock: Clock::start(),
             timed: true,
             lingers: false,
+            enough_awake: None,
             init: None,
         };
         Workers::start(settings, handler).expect("threads")

@@ -4,9 +4,12 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use mio::net::TcpStream;
 use rustix::buffer::spare_capacity;
+use rustix::net::sockopt::Timeout;
+use rustix::net::{RecvFlags, SendFlags};
 
 use super::gate::Gate;
 use super::metrics::Reason;
@@ -48,6 +51,8 @@ pub(crate) struct Held<Session> {
     pub(crate) ending: Option<Reason>,
     /// Nothing has been sent yet.
     pub(crate) silent: bool,
+    /// A worker stays with it; see `stay.rs`.
+    pub(crate) staying: bool,
 }
 
 /// What became of output.
@@ -82,6 +87,7 @@ impl<Session> Connection<Session> {
                 flushed: 0,
                 ending: None,
                 silent: true,
+                staying: false,
             }),
         }
     }
@@ -118,12 +124,36 @@ impl<Session> Held<Session> {
         self.stream.as_ref().expect("an open connection has its socket")
     }
 
-    /// Reads into the free room of `buffer`, once. `Ok(0)` is the end of the stream.
+    pub(crate) fn stream_mut(&mut self) -> &mut TcpStream {
+        self.stream.as_mut().expect("an open connection has its socket")
+    }
+
+    /// Makes [`await_input`](Held::await_input) wait, `patience` at most.
+    pub(crate) fn block_reads(&self, patience: Duration) -> io::Result<()> {
+        rustix::net::sockopt::set_socket_timeout(self.stream(), Timeout::Recv, Some(patience))?;
+        Ok(rustix::io::ioctl_fionbio(self.stream(), false)?)
+    }
+
+    /// Undoes [`block_reads`](Held::block_reads).
+    pub(crate) fn block_no_more(&self) -> io::Result<()> {
+        Ok(rustix::io::ioctl_fionbio(self.stream(), true)?)
+    }
+
+    /// Reads into the free room of `buffer`, once, without waiting. `Ok(0)` is the end of the stream.
     pub(crate) fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        self.receive(buffer, RecvFlags::DONTWAIT)
+    }
+
+    /// As [`read`](Held::read), but waits for input if [so told](Held::block_reads).
+    pub(crate) fn await_input(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
+        self.receive(buffer, RecvFlags::empty())
+    }
+
+    fn receive(&self, buffer: &mut Vec<u8>, flags: RecvFlags) -> io::Result<usize> {
         loop {
-            match rustix::io::read(self.stream(), spare_capacity(buffer)) {
+            match rustix::net::recv(self.stream(), spare_capacity(buffer), flags) {
                 Err(rustix::io::Errno::INTR) => {}
-                outcome => return Ok(outcome?),
+                outcome => return Ok(outcome?.1),
             }
         }
     }
@@ -169,7 +199,8 @@ impl<Session> Held<Session> {
     fn write(&self, output: &[u8]) -> io::Result<usize> {
         let mut sent = 0;
         while sent < output.len() {
-            match rustix::io::write(self.stream(), &output[sent..]) {
+            // The socket itself may block, during a stay.
+            match rustix::net::send(self.stream(), &output[sent..], SendFlags::DONTWAIT) {
                 Ok(more) => sent += more,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => break,

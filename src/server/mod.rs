@@ -4,6 +4,8 @@
 //!
 //! - **A silent connection holds no worker.** One thread, the reactor, waits for all connections; only those
 //!   with something to do become jobs. So a few workers serve any number of connections up to the limit.
+//!   Where the service [never blocks](Service::may_block), a worker may wait some milliseconds at the socket of a
+//!   lively client, as an idle one; `stay.rs` says when.
 //! - **A slow reader holds no worker either.** Output the client does not take is kept, bounded, and the
 //!   connection waits until it does; it is not read meanwhile.
 //! - **Everything is bounded**: workers, queue, connections, bytes kept for each, silence, stalls, and the
@@ -39,6 +41,7 @@ mod gate;
 mod metrics;
 mod reactor;
 mod service;
+mod stay;
 mod turn;
 
 use std::fmt;
@@ -60,6 +63,7 @@ use self::metrics::{Cell, Ledger, Reason, ServerMetrics};
 use self::reactor::Reactor;
 pub use self::reactor::Report;
 pub use self::service::{Echo, Laboured, Next, Service};
+use self::stay::Stays;
 use self::turn::{Attendant, Job};
 use crate::clock::Clock;
 use crate::lifecycle::{Lifecycle, LifecycleMetrics, Phase};
@@ -264,6 +268,11 @@ impl<S> ServerBuilder<S> {
     }
 }
 
+/// How many workers awake can do something at once, beside the reactor.
+fn enough_awake() -> usize {
+    std::thread::available_parallelism().map_or(1, |processors| processors.get().saturating_sub(1).max(1))
+}
+
 /// Binds and listens. Made by hand for the backlog, which std fixes.
 fn listen(address: SocketAddr, backlog: u32) -> io::Result<mio::net::TcpListener> {
     use socket2::{Domain, Protocol, Socket, Type};
@@ -381,15 +390,21 @@ impl<S: Service> Server<S> {
             timed: true,
             // A worker that is awake for nothing takes the processor from the reactor that feeds it.
             lingers: false,
+            enough_awake: (!service.may_block()).then(enough_awake),
             init: None,
         };
+        let stays = (!service.may_block() && pool.workers > 1)
+            .then(|| bound.poll.registry().try_clone().map(|registry| Stays::new(registry, pool.workers)))
+            .transpose()
+            .map_err(ServerError::Setup)?
+            .map(Arc::new);
         let attendant = {
-            let (core, service) = (Arc::clone(&core), Arc::clone(&service));
-            move |number| Attendant::new(Arc::clone(&core), Arc::clone(&service), number)
+            let (core, service, stays) = (Arc::clone(&core), Arc::clone(&service), stays.clone());
+            move |number| Attendant::new(Arc::clone(&core), Arc::clone(&service), number, stays.clone())
         };
         let pool: Workers<Job<S>> = Workers::start(pool, attendant).map_err(ServerError::Pool)?;
         let handle = ServerHandle { core: Arc::clone(&core), pool: pool.meter() };
-        let reactor = Reactor::new(bound, service, pool).map_err(ServerError::Setup)?;
+        let reactor = Reactor::new(bound, service, pool, stays).map_err(ServerError::Setup)?;
         let (report, outcome) = bounded(1);
         std::thread::Builder::new()
             .name(format!("mill-{name}"))

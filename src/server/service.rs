@@ -58,10 +58,19 @@ pub trait Service: Send + Sync + 'static {
     /// connection is read again only when that has been handed to the kernel in full, so the memory a client
     /// can make the server hold is what one call leaves behind.
     ///
-    /// It runs on a worker and may block: others wait for a worker then, and the metrics show it. Calls for
+    /// It runs on a worker and may block, unless [`may_block`](Service::may_block) denies it: others wait for a worker then, and the metrics show it. Calls for
     /// one connection never overlap. A panic closes the connection, with reason `panicked`, and harms nothing
     /// else.
     fn serve(&self, session: &mut Self::Session, bytes: &mut Vec<u8>) -> Next;
+
+    /// Whether [`serve`](Service::serve) may ever block, or take longer than some microseconds. Asked once, at the start.
+    ///
+    /// It may, unless a service says otherwise. One that never does is served faster: the reactor, as one of the workers,
+    /// serves a connection itself rather than wake another; and a worker waits at the socket of a lively client for
+    /// its next message. If such a service blocks all the same, it holds up everybody.
+    fn may_block(&self) -> bool {
+        true
+    }
 }
 
 /// What becomes of a connection after a message.
@@ -84,6 +93,10 @@ impl Service for Echo {
 
     fn serve(&self, (): &mut (), _bytes: &mut Vec<u8>) -> Next {
         Next::KeepOpen
+    }
+
+    fn may_block(&self) -> bool {
+        false
     }
 }
 
@@ -115,5 +128,9 @@ impl<S: Service> Service for Laboured<S> {
             std::thread::sleep(self.work);
         }
         self.service.serve(session, bytes)
+    }
+
+    fn may_block(&self) -> bool {
+        !self.work.is_zero() || self.service.may_block()
     }
 }
