@@ -187,14 +187,19 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, 
     if args.get(1).is_some_and(|command| command == "serve") {
         args.remove(1);
     }
-    from(args).map_err(|error| match error.kind() {
+    from(args).map_err(|error| said(&error, "see --help"))
+}
+
+/// Prints help, or names a mistake and says where to look; what is left is the exit code.
+pub(super) fn said(error: &clap::Error, look: &str) -> ExitCode {
+    match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
             // A closed standard output is no reason to fail, let alone to panic.
             let _ = write!(std::io::stdout(), "{}", error.render());
             ExitCode::SUCCESS
         }
-        _ => super::fail(USAGE, one_line(&error.render().to_string())),
-    })
+        _ => super::fail(USAGE, one_line(&error.render().to_string(), look)),
+    }
 }
 
 /// As `Config::try_parse_from`; of `--verbose` and `--quiet` the last one given wins, also over the environment.
@@ -214,7 +219,7 @@ fn from(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<C
 }
 
 /// What clap says on several lines, on one: what is wrong, then its tips, then where to look.
-fn one_line(message: &str) -> String {
+pub(super) fn one_line(message: &str, look: &str) -> String {
     let mut lines: Vec<&str> = message
         .lines()
         .map(str::trim)
@@ -222,17 +227,17 @@ fn one_line(message: &str) -> String {
             !line.is_empty() && !line.starts_with("Usage:") && !line.starts_with("For more information")
         })
         .collect();
-    lines.push("see --help");
+    lines.push(look);
     let line = lines.join("; ");
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 
-fn address(text: &str) -> Result<SocketAddr, String> {
+pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
     SocketAddr::from_str(text)
         .map_err(|_| "give an IP address and a port, such as 127.0.0.1:15000 or [::1]:0".to_owned())
 }
 
-fn whole<const LEAST: usize, const MOST: usize>(text: &str) -> Result<usize, String> {
+pub(super) fn whole<const LEAST: usize, const MOST: usize>(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if (LEAST..=MOST).contains(&number) => Ok(number),
         _ => Err(format!("give a whole number from {LEAST} to {MOST}")),
@@ -248,7 +253,7 @@ fn stack_size(text: &str) -> Result<usize, String> {
     }
 }
 
-fn duration(text: &str) -> Result<Duration, String> {
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     up_to(LONGEST, text)
 }
 
@@ -256,7 +261,7 @@ fn work(text: &str) -> Result<Duration, String> {
     up_to(LONGEST_WORK, text)
 }
 
-fn positive(text: &str) -> Result<Duration, String> {
+pub(super) fn positive(text: &str) -> Result<Duration, String> {
     match duration(text)? {
         Duration::ZERO => Err("give a duration above 0, such as 250ms or 30s".to_owned()),
         duration => Ok(duration),
@@ -277,7 +282,7 @@ mod tests {
 
     fn parsed(args: &[&str]) -> Result<Config, String> {
         let args = ["millpond"].iter().chain(args);
-        from(args.copied()).map_err(|error| one_line(&error.render().to_string()))
+        from(args.copied()).map_err(|error| one_line(&error.render().to_string(), "see --help"))
     }
 
     #[test]
