@@ -1,12 +1,20 @@
 //! The program: reads its flags, runs what they ask for, and says how it ended in its exit code.
 
 mod cli;
+mod load;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    match cli::config::parse(std::env::args_os()) {
-        Ok(config) => cli::serve::run(&config),
-        Err(exit) => exit,
+    let mut args = std::env::args_os();
+    match args.nth(1) {
+        Some(command) if command == "load" => match cli::load::parse(args) {
+            Ok(flags) => cli::load::run(&flags),
+            Err(exit) => exit,
+        },
+        _ => match cli::config::parse(std::env::args_os()) {
+            Ok(config) => cli::serve::run(&config),
+            Err(exit) => exit,
+        },
     }
 }

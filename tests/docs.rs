@@ -53,8 +53,14 @@ fn the_metrics_table_is_what_is_exported() {
 }
 
 #[test]
-fn the_flags_table_is_what_help_says() {
-    let output = Command::new(env!("CARGO_BIN_EXE_millpond")).arg("--help").output().expect("it runs");
+fn the_flags_tables_are_what_help_says() {
+    agree("flag", &["--help"]);
+    agree("flag of load", &["load", "--help"]);
+}
+
+/// The README's table under this heading has the flags and defaults of this help.
+fn agree(heading: &str, args: &[&str]) {
+    let output = Command::new(env!("CARGO_BIN_EXE_millpond")).args(args).output().expect("it runs");
     let help = String::from_utf8(output.stdout).expect("text");
     let flags = |text: &str| text.split_whitespace().find(|word| word.starts_with("--")).map(str::to_owned);
     let offered: BTreeSet<String> = help
@@ -63,7 +69,7 @@ fn the_flags_table_is_what_help_says() {
         .filter_map(flags)
         .filter(|flag| !matches!(flag.as_str(), "--help" | "--version"))
         .collect();
-    let rows = table("flag");
+    let rows = table(heading);
     let documented: BTreeSet<String> = rows.iter().filter_map(|row| flags(&row[0])).collect();
     assert_eq!(documented, offered);
     for row in rows {

@@ -44,6 +44,9 @@ the flag's name in capitals with _ for -: MILLPOND_IDLE_TIMEOUT=1m. A flag given
 
 SIGINT (Ctrl-C), SIGTERM or SIGHUP begins the drain; a second one abandons at once.
 
+`millpond load ADDR` is another command: it sends messages to an echo service and checks every byte that comes back. \
+See millpond load --help.
+
 Exit codes: 0 drained clean; 1 could not start, or failed; 2 usage; 3 something was cut in the drain; \
 130 second signal.";
 
@@ -55,7 +58,7 @@ Exit codes: 0 drained clean; 1 could not start, or failed; 2 usage; 3 something 
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_help = AFTER_HELP,
-    override_usage = "millpond [serve] [FLAGS]",
+    override_usage = "millpond [serve] [FLAGS]\n       millpond load ADDR [FLAGS]",
     styles = Styles::plain(),
     max_term_width = 100,
     args_override_self = true,

@@ -1,8 +1,10 @@
 //! What the program adds to the library: flags, a log, signals, exit codes.
 
 pub(crate) mod config;
+pub(crate) mod load;
 pub(crate) mod logging;
 pub(crate) mod serve;
+pub(crate) mod summary;
 
 use std::fmt::Display;
 use std::io::Write;

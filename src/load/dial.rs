@@ -1,0 +1,107 @@
+//! Opening sockets.
+//!
+//! A connection is told from others by its addresses and ports, so from one source address to one service there
+//! are only as many as there are local ports, some 28,000, and one that was closed keeps its port for a
+//! minute ([TIME_WAIT], which a reset would cut short at the price of data still on its way). Every address
+//! in 127.0.0.0/8 is this machine, so towards one of them connections come from several sources: as many
+//! as the connections need, or [`CHURN_SOURCES`]. Towards any other address the kernel chooses, and running
+//! out is an error that is told ([`Failure::NoPorts`](super::Failure::NoPorts)).
+//!
+//! [TIME_WAIT]: https://datatracker.ietf.org/doc/html/rfc9293#section-3.4.1
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+
+use mio::net::TcpStream;
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::plan::Plan;
+
+/// Connections from one source address: well below the 28,232 ports that Linux gives out by default, so that
+/// a free one is found at once, and other programs find one too.
+const PORTS_PER_SOURCE: usize = 20_000;
+
+/// Source addresses with a new connection for every message: seven million ports, so that each rests for a minute
+/// even at 100,000 connections a second.
+const CHURN_SOURCES: u64 = 250;
+
+/// Opens sockets to one address.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Dial {
+    address: SocketAddr,
+    /// Source addresses to take turns with; 0 leaves it to the kernel.
+    sources: u64,
+}
+
+impl Dial {
+    pub(super) fn new(plan: &Plan) -> Self {
+        let all = plan.connections + plan.idle;
+        let sources = match plan.address.ip() {
+            IpAddr::V4(ip) if ip.is_loopback() => {
+                let needed = all.div_ceil(PORTS_PER_SOURCE) as u64;
+                if plan.churn { CHURN_SOURCES } else { needed }
+            }
+            _ => 0,
+        };
+        // A single source needs no name.
+        Dial { address: plan.address, sources: if sources > 1 { sources } else { 0 } }
+    }
+
+    /// Where the connection of this number comes from: 127.0.0.2 and on.
+    fn source(self, number: u64) -> Option<IpAddr> {
+        let turn = number.checked_rem(self.sources)?;
+        let [_, _, third, fourth] = u32::try_from(turn + 2).unwrap_or(u32::MAX).to_be_bytes();
+        Some(Ipv4Addr::new(127, 0, third, fourth).into())
+    }
+
+    /// Begins to open the connection of this number. It is open, or has failed, when it is writable.
+    pub(super) fn open(self, number: u64) -> io::Result<TcpStream> {
+        let socket = Socket::new(
+            Domain::for_address(self.address),
+            Type::STREAM.nonblocking().cloexec(),
+            Some(Protocol::TCP),
+        )?;
+        // A message is sent as a whole; the kernel need not wait for more.
+        socket.set_tcp_nodelay(true)?;
+        if let Some(source) = self.source(number) {
+            socket.bind(&SocketAddr::new(source, 0).into())?;
+        }
+        match socket.connect(&self.address.into()) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {}
+            Err(error) => return Err(error),
+        }
+        Ok(TcpStream::from_std(socket.into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::tests::plan;
+    use super::*;
+
+    fn sources(plan: &Plan) -> u64 {
+        Dial::new(plan).sources
+    }
+
+    #[test]
+    fn one_source_is_enough_for_as_many_as_it_has_ports() {
+        let plan = Plan { connections: PORTS_PER_SOURCE - 5, idle: 5, ..plan() };
+        assert_eq!(sources(&plan), 0);
+        assert_eq!(sources(&Plan { idle: 6, ..plan.clone() }), 2);
+        assert_eq!(sources(&Plan { connections: 1, churn: true, idle: 0, ..plan.clone() }), CHURN_SOURCES);
+        for elsewhere in ["192.0.2.1:7", "[::1]:7"] {
+            let address = elsewhere.parse().expect("an address");
+            assert_eq!(sources(&Plan { idle: 100_000, churn: true, address, ..plan.clone() }), 0);
+        }
+    }
+
+    #[test]
+    fn sources_take_turns() {
+        let dial = Dial { address: ([127, 0, 0, 1], 7).into(), sources: 300 };
+        let source = |number| dial.source(number).map(|ip| ip.to_string()).unwrap_or_default();
+        assert_eq!([source(0), source(1), source(300)], ["127.0.0.2", "127.0.0.3", "127.0.0.2"]);
+        assert_eq!([source(253), source(254)], ["127.0.0.255", "127.0.1.0"]);
+        assert_eq!(Dial { sources: 0, ..dial }.source(5), None);
+    }
+}
