@@ -6,6 +6,7 @@
 )]
 
 pub mod clients;
+pub mod peers;
 pub mod pools;
 pub mod scrape;
 
