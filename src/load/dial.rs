@@ -17,9 +17,12 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::plan::Plan;
 
-/// Connections from one source address: well below the 28,232 ports that Linux gives out by default, so that
-/// a free one is found at once, and other programs find one too.
-const PORTS_PER_SOURCE: usize = 20_000;
+/// Connections from one source address are at most this, in hundredths of the local ports: 19,762 of the 28,232 that
+/// Linux gives out by default, so that a free one is found at once, and other programs find one too.
+const PORTS_USED_PERCENT: usize = 70;
+
+/// Local ports, where the kernel does not say how many it gives out.
+const PORTS: usize = 28_232;
 
 /// Source addresses with a new connection for every message: seven million ports, so that each rests for a minute
 /// even at 100,000 connections a second.
@@ -35,10 +38,16 @@ pub(crate) struct Dial {
 
 impl Dial {
     pub(super) fn new(plan: &Plan) -> Self {
+        Self::with_ports(plan, local_ports())
+    }
+
+    /// As with so many local ports.
+    fn with_ports(plan: &Plan, ports: usize) -> Self {
+        let per_source = (ports * PORTS_USED_PERCENT / 100).max(1);
         let all = plan.connections + plan.idle;
         let sources = match plan.address.ip() {
             IpAddr::V4(ip) if ip.is_loopback() => {
-                let needed = all.div_ceil(PORTS_PER_SOURCE) as u64;
+                let needed = all.div_ceil(per_source) as u64;
                 if plan.churn { CHURN_SOURCES } else { needed }
             }
             _ => 0,
@@ -75,18 +84,28 @@ impl Dial {
     }
 }
 
+/// The local ports that the kernel gives out.
+pub(crate) fn local_ports() -> usize {
+    let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut ends = range.split_whitespace().map_while(|end| end.parse::<usize>().ok());
+    match (ends.next(), ends.next()) {
+        (Some(first), Some(last)) if first <= last => last - first + 1,
+        _ => PORTS,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::plan::tests::plan;
     use super::*;
 
     fn sources(plan: &Plan) -> u64 {
-        Dial::new(plan).sources
+        Dial::with_ports(plan, 1000).sources
     }
 
     #[test]
     fn one_source_is_enough_for_as_many_as_it_has_ports() {
-        let plan = Plan { connections: PORTS_PER_SOURCE - 5, idle: 5, ..plan() };
+        let plan = Plan { connections: 695, idle: 5, ..plan() };
         assert_eq!(sources(&plan), 0);
         assert_eq!(sources(&Plan { idle: 6, ..plan.clone() }), 2);
         assert_eq!(sources(&Plan { connections: 1, churn: true, idle: 0, ..plan.clone() }), CHURN_SOURCES);
@@ -94,6 +113,11 @@ mod tests {
             let address = elsewhere.parse().expect("an address");
             assert_eq!(sources(&Plan { idle: 100_000, churn: true, address, ..plan.clone() }), 0);
         }
+    }
+
+    #[test]
+    fn the_kernel_says_how_many_ports_there_are() {
+        assert!((1..=65_536).contains(&local_ports()));
     }
 
     #[test]

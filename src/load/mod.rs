@@ -51,6 +51,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use self::dial::Dial;
+pub(crate) use self::dial::local_ports;
 pub(crate) use self::plan::{Plan, Until};
 use self::report::Tally;
 pub(crate) use self::report::{Failure, Origin, Report};

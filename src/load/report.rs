@@ -337,6 +337,20 @@ mod tests {
     }
 
     #[test]
+    fn errors_of_the_system_are_told_apart() {
+        use rustix::io::Errno;
+        let connecting = |errno: Errno| Failure::of_connecting(&errno.into());
+        assert_eq!(connecting(Errno::CONNREFUSED), Failure::ConnectRefused);
+        assert_eq!(connecting(Errno::TIMEDOUT), Failure::ConnectTimeout);
+        assert_eq!([Errno::ADDRNOTAVAIL, Errno::ADDRINUSE].map(connecting), [Failure::NoPorts; 2]);
+        assert_eq!([Errno::MFILE, Errno::NFILE].map(connecting), [Failure::NoDescriptors; 2]);
+        assert_eq!([Errno::NETUNREACH, Errno::HOSTUNREACH].map(connecting), [Failure::ConnectFailed; 2]);
+        let talking = |errno: Errno| Failure::of_talking(&errno.into());
+        assert_eq!([Errno::CONNRESET, Errno::PIPE].map(talking), [Failure::Reset; 2]);
+        assert_eq!(talking(Errno::TIMEDOUT), Failure::AnswerTimeout);
+    }
+
+    #[test]
     fn two_threads_tallies_are_one() {
         let (mut one, mut two) = (Tally::new(), Tally::new());
         one.span_ns = Some((1000, 5000));
