@@ -353,9 +353,10 @@ impl<'run> Engine<'run> {
             return self.slots[place].close(Stage::Over);
         }
         self.tally.fail(failure);
-        if !matches!(self.phase, Phase::Settled | Phase::Closing)
-            && !matches!(self.slots[place].stage, Stage::Closing { .. })
-        {
+        // Those written off and those answered have been noted.
+        let noted = matches!(self.phase, Phase::Settled | Phase::Closing)
+            || matches!(self.slots[place].stage, Stage::Closing { .. });
+        if !noted {
             if self.slots[place].wants() {
                 self.note_silence(place, now_ns);
             }
@@ -406,7 +407,7 @@ impl<'run> Engine<'run> {
         for place in 0..self.slots.len() {
             let slot = &mut self.slots[place];
             match slot.stage {
-                Stage::Down { open_at_ns } if open_at_ns <= now_ns => self.open_if_asked_to(place, now_ns),
+                Stage::Down { open_at_ns } if open_at_ns <= now_ns => self.open_if_asked_to(place),
                 Stage::Connecting { since_ns } if expired(since_ns) => {
                     self.fail(place, Failure::ConnectTimeout);
                 }
@@ -425,7 +426,9 @@ impl<'run> Engine<'run> {
         self.live.messages.store(self.tally.messages(), Ordering::Relaxed);
     }
 
-    fn open_if_asked_to(&mut self, place: usize, now_ns: u64) {
+    fn open_if_asked_to(&mut self, place: usize) {
+        // Opening many takes a while, which is not to be charged to the last of them.
+        let now_ns = self.shared.now_ns();
         match self.phase {
             Phase::Opening { .. } | Phase::Ready if !self.plan.churn => self.open(place, now_ns),
             Phase::Running => self.open(place, now_ns),

@@ -114,7 +114,8 @@ impl Engine<'_> {
             schedule.begin(now_ns);
         }
         for slot in 0..self.slots.len() {
-            // Silence in the opening was nobody's fault.
+            // Silence in the opening was nobody's fault, and beginning many messages takes a while.
+            let now_ns = self.shared.now_ns();
             self.slots[slot].silent_since_ns = now_ns;
             if self.slots[slot].stage == Stage::Open {
                 self.proceed(slot, now_ns);
