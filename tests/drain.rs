@@ -119,7 +119,6 @@ fn a_client_that_never_finishes_is_cut_at_the_deadline() {
     assert_eq!((report(&server).cut, report(&server).served), (1, 0));
 }
 
-/// Such clients are stayed with, and their gates seldom touched.
 #[test]
 fn clients_that_never_fall_silent_are_cut_at_the_deadline() {
     let mut server = Millpond::start(&["--workers", "8", "--drain-timeout", "1s"]);

@@ -322,7 +322,7 @@ fn a_panic_closes_its_connection_and_spares_its_worker() {
     panics_are_survived(Fragile { may_block: true });
 }
 
-/// On the reactor's thread, and during a stay, as well.
+/// On the reactor's thread as well.
 #[test]
 fn a_panic_of_a_service_that_never_blocks_is_survived() {
     panics_are_survived(Fragile { may_block: false });
@@ -427,7 +427,7 @@ fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
     assert_eq!(scrape.get("received_bytes_total"), message.len() as f64);
 }
 
-/// Workers wait at the sockets of such clients, and the reactor serves them too.
+/// The reactor serves them as one of the workers.
 #[test]
 fn lively_clients_are_served_and_counted_like_any_others() {
     const CLIENTS: usize = 5;
@@ -463,7 +463,6 @@ fn lively_clients_are_served_and_counted_like_any_others() {
     }
 }
 
-/// More than are stayed with at once: none may be served at the others' expense.
 #[test]
 fn a_crowd_of_lively_clients_is_served_evenly() {
     let server = Millpond::start(&["--workers", "8"]);

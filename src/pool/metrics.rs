@@ -3,8 +3,7 @@
 //! The order of the reading makes the law of the module hold at every moment. First the count of pushes, then
 //! the workers' cells, each consistent in itself. A job pushed after the first step may already show as
 //! taken; then what was taken is the truer count of what was submitted, and the larger of the two is
-//! reported. Both only rise, so the report does. Jobs that never were in the queue are beside all this: one is
-//! submitted by being started. The depth is what was submitted and not taken, and never
+//! reported. Both only rise, so the report does. The depth is what was submitted and not taken, and never
 //! negative. A worker that has a job in hand and has not counted it yet makes it one too many; where that
 //! shows, as a depth beyond the capacity, the excess is counted as busy, which it is; with all workers busy
 //! it is in the hand of an abort, and is counted so.
@@ -120,11 +119,8 @@ impl<J> Shared<J> {
         };
         let mut busy_total_ns = 0;
         let mut started_ns = None;
-        let mut direct = 0;
         for cell in self.cells().iter().chain(&self.helper) {
-            let reading = cell.read();
-            let WorkerReading { ended, busy, .. } = reading;
-            direct += reading.direct;
+            let WorkerReading { ended, busy } = cell.read();
             stats.busy += usize::from(busy);
             stats.completed += ended.completed;
             stats.panicked += ended.panicked;
@@ -141,10 +137,9 @@ impl<J> Shared<J> {
         stats.workers = stats.workers.max(stats.busy);
         let now_ns = self.watch.now_ns();
         let ended = stats.completed + stats.panicked + stats.cancelled + stats.expired + stats.aborted;
-        let taken = ended + stats.busy as u64 - direct;
-        let through_queue = pushed.max(taken);
-        stats.submitted = through_queue + direct;
-        let not_taken = through_queue - taken;
+        let taken = ended + stats.busy as u64;
+        stats.submitted = pushed.max(taken);
+        let not_taken = stats.submitted - taken;
         stats.queue_depth = not_taken.min(stats.queue_capacity as u64);
         let in_hand = not_taken - stats.queue_depth;
         let by_workers = in_hand.min((stats.workers - stats.busy) as u64);

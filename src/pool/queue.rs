@@ -22,12 +22,11 @@
 //!
 //! # Enough workers
 //!
-//! Where no job ever blocks, more workers awake than there are processors only take turns. So a queue can be told
-//! how many may be at rest, asleep or away, although jobs wait: with no more than that nobody is woken. The claim
-//! then is: *whenever a job waits and more are at rest than may be, some thread is about to notify or about to
-//! look.* Whoever comes to rest says so first and looks at the queue then: a sleeper as above, and one that goes
-//! away wakes another in its place. With no more at rest than may be, workers are awake, and each looks before it
-//! rests; jobs that do not block do not keep it from that for long.
+//! Where no job ever blocks, more workers awake than there are processors only take turns. So a queue can be told how
+//! many may sleep although jobs wait: with no more than that nobody is woken. The claim then is: *whenever a job waits
+//! and more sleep than may, some thread is about to notify or about to look.* With no more asleep than may be, workers
+//! are awake, and each says that it sleeps before it looks a second time, as above. Jobs that do not block do not
+//! keep it from that for long.
 //!
 //! # Lingering
 //!
@@ -60,7 +59,7 @@ pub(crate) struct Queue<J> {
     receiver: Receiver<Queued<J>>,
     pushes: Pushes,
     idle: Idle,
-    /// So many workers may sleep, or be away, although jobs wait; see the module's part on enough workers.
+    /// So many workers may sleep although jobs wait; see the module's part on enough workers.
     at_rest: usize,
 }
 
@@ -72,8 +71,6 @@ struct Idle {
     sleepers: Event,
     /// Workers that sleep, or are about to.
     sleeping: AtomicUsize,
-    /// Workers that wait for their next job elsewhere.
-    away: AtomicUsize,
     /// Whether a worker lingers.
     lingering: AtomicBool,
 }
@@ -171,24 +168,9 @@ impl<J> Queue<J> {
         if self.idle.lingering.load(Ordering::SeqCst) {
             return;
         }
-        let sleeping = self.idle.sleeping.load(Ordering::SeqCst);
-        if sleeping > 0 && sleeping + self.idle.away.load(Ordering::SeqCst) > self.at_rest {
+        if self.idle.sleeping.load(Ordering::SeqCst) > self.at_rest {
             self.idle.sleepers.notify(1);
         }
-    }
-
-    /// Says that the calling worker waits for its next job elsewhere, and will not look here until it is
-    /// [back](Queue::be_back).
-    pub(crate) fn go_away(&self) {
-        self.idle.away.fetch_add(1, Ordering::SeqCst);
-        // Others may have counted on its next look.
-        if !self.is_empty() {
-            self.wake_one();
-        }
-    }
-
-    pub(crate) fn be_back(&self) {
-        self.idle.away.fetch_sub(1, Ordering::SeqCst);
     }
 
     pub(crate) fn wake_all(&self) {

@@ -8,10 +8,10 @@
 //! A [`WorkerCell`] is written by its worker alone and read by anyone. Two of its numbers must fit together
 //! in every reading:
 //!
-//! - *Started against ended.* The worker counts a job when it starts, as `taken` out of the queue or as
-//!   `direct`, and one outcome when it ends, so what started is what ended, or one more. A reader takes the
-//!   outcomes, then the starts, then the outcomes again, until both readings of the outcomes are the same; then
-//!   no job ended in between, so what it read was true at one moment.
+//! - *Taken against ended.* The worker counts `taken` when a job starts and one outcome when it ends, so
+//!   `taken` is the number ended, or one more. A reader takes the outcomes, then `taken`, then the outcomes
+//!   again, until both readings of the outcomes are the same; then no job ended in between, so what it read
+//!   was true at one moment.
 //! - *Busy time.* Kept in one word, so that a reading cannot be torn: an idle worker stores the sum `A` of
 //!   its finished busy time, and a busy one stores `A - S`, where `S` is when it became busy. Adding the time
 //!   of the reading gives the sum with the running job included. A worker that goes from job to job without a
@@ -120,38 +120,6 @@ impl<J> Turn<'_, J> {
         self.free_ns = self.watch.now_ns();
     }
 
-    /// Ends the job as completed, and has the worker count as idle until it [resumes](Turn::resume). For a handler
-    /// that waits where the next job will come from: it may return, too.
-    pub(crate) fn pause(&mut self) {
-        self.end(Outcome::Completed);
-        self.cell.rest(self.ended_ns);
-    }
-
-    /// Whether the job has ended.
-    pub(crate) fn is_over(&self) -> bool {
-        self.ended_ns != 0
-    }
-
-    /// After a [`pause`](Turn::pause), begins a job that did not come through the queue: it is submitted and taken in
-    /// the same instant.
-    pub(crate) fn resume(&mut self) {
-        let now_ns = self.watch.now_ns();
-        self.cell.start(now_ns, &self.cell.direct);
-        (self.submitted_ns, self.started_ns) = (now_ns, now_ns);
-        (self.ended_ns, self.free_ns) = (0, 0);
-        self.begin();
-    }
-
-    /// Says that the worker will look for no other job until it is [back](Turn::be_back); see `queue.rs`.
-    pub(crate) fn go_away(&self) {
-        self.queue.go_away();
-    }
-
-    /// See [`go_away`](Turn::go_away).
-    pub(crate) fn be_back(&self) {
-        self.queue.be_back();
-    }
-
     /// Whether other jobs wait now; a long job may use it to give way.
     pub(crate) fn others_wait(&self) -> bool {
         !self.queue.is_empty()
@@ -186,10 +154,8 @@ impl Watch {
 /// The accounts of one worker: written by it alone, read by scrapes.
 #[repr(align(128))]
 pub(crate) struct WorkerCell {
-    /// Jobs started that came out of the queue.
+    /// Jobs started.
     taken: Counter,
-    /// Jobs started that did not; see [`Turn::resume`].
-    direct: Counter,
     completed: Counter,
     panicked: Counter,
     cancelled: Counter,
@@ -210,8 +176,6 @@ const RUNNING: u64 = 1 << 63;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorkerReading {
     pub(crate) ended: Ended,
-    /// Of all jobs started, those that did not come out of the queue.
-    pub(crate) direct: u64,
     pub(crate) busy: bool,
 }
 
@@ -233,7 +197,7 @@ impl Ended {
 impl WorkerReading {
     /// How many jobs it has taken out of the queue.
     pub(crate) fn taken(&self) -> u64 {
-        self.ended.sum() + u64::from(self.busy) - self.direct
+        self.ended.sum() + u64::from(self.busy)
     }
 }
 
@@ -241,7 +205,6 @@ impl WorkerCell {
     pub(crate) fn new() -> Self {
         WorkerCell {
             taken: Counter::default(),
-            direct: Counter::default(),
             completed: Counter::default(),
             panicked: Counter::default(),
             cancelled: Counter::default(),
@@ -253,9 +216,8 @@ impl WorkerCell {
         }
     }
 
-    /// A job starts that is counted in `started`: `taken` or `direct`.
-    fn start(&self, now_ns: u64, started: &Counter) {
-        started.add(1);
+    fn start(&self, now_ns: u64) {
+        self.taken.add(1);
         self.running_since_ns.store(now_ns, Ordering::Relaxed);
         let busy = self.busy.load(Ordering::Relaxed);
         if busy & RUNNING == 0 {
@@ -286,11 +248,11 @@ impl WorkerCell {
     pub(crate) fn read(&self) -> WorkerReading {
         let mut ended = self.ended();
         loop {
-            let (taken, direct) = (self.taken.get(), self.direct.get());
+            let taken = self.taken.get();
             let again = self.ended();
             if again == ended {
-                // What started was read between two equal readings of what ended, so it is their sum or one more.
-                return WorkerReading { ended, direct, busy: taken + direct > ended.sum() };
+                // `taken` was read between two equal readings of what ended, so it is their sum or one more.
+                return WorkerReading { ended, busy: taken > ended.sum() };
             }
             ended = again;
         }
@@ -405,14 +367,14 @@ pub(crate) fn run<J, H: Handler<J>>(
     started_ns: u64,
 ) -> u64 {
     let Queued { job, submitted_ns } = queued;
-    cell.start(started_ns, &cell.taken);
+    cell.start(started_ns);
     let mut turn = Turn { queue, cell, watch, submitted_ns, started_ns, ended_ns: 0, free_ns: 0 };
     let returned = catch_unwind(AssertUnwindSafe(|| handler.run(job, &mut turn)));
     let outcome = if returned.is_ok() { Outcome::Completed } else { Outcome::Panicked };
     if let Err(payload) = returned {
         quietly(|| drop(payload));
     }
-    if !turn.is_over() {
+    if turn.ended_ns == 0 {
         turn.end(outcome);
     }
     turn.free_ns
@@ -437,14 +399,14 @@ mod tests {
         let cell = WorkerCell::new();
         let read = |now_ns| busy_ns(cell.busy_word(), now_ns);
         assert_eq!(read(1_000), 0);
-        cell.start(2_000, &cell.taken);
+        cell.start(2_000);
         assert_eq!(read(2_000), 0);
         assert_eq!(read(2_500), 500);
-        cell.start(3_000, &cell.taken);
+        cell.start(3_000);
         assert_eq!(read(3_100), 1_100, "from job to job without a rest");
         cell.rest(4_000);
         assert_eq!(read(9_000), 2_000);
-        cell.start(10_000, &cell.direct);
+        cell.start(10_000);
         assert_eq!(read(10_001), 2_001);
     }
 
@@ -455,7 +417,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 for number in 0..200_000_u64 {
-                    cell.start(number + 1, if number % 2 == 0 { &cell.taken } else { &cell.direct });
+                    cell.start(number + 1);
                     if number % 3 == 0 { cell.panicked.add(1) } else { cell.completed.add(1) }
                 }
                 done.store(true, Ordering::Release);
@@ -470,8 +432,6 @@ mod tests {
             }
         });
         let ended = Ended { completed: 133_333, panicked: 66_667, ..Ended::default() };
-        let seen = cell.read();
-        assert_eq!(seen, WorkerReading { ended, direct: 100_000, busy: false });
-        assert_eq!(seen.taken(), 100_000);
+        assert_eq!(cell.read(), WorkerReading { ended, busy: false });
     }
 }

@@ -4,12 +4,9 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
 
 use mio::net::TcpStream;
 use rustix::buffer::spare_capacity;
-use rustix::net::sockopt::Timeout;
-use rustix::net::{RecvFlags, SendFlags};
 
 use super::gate::Gate;
 use super::metrics::Reason;
@@ -51,8 +48,6 @@ pub(crate) struct Held<Session> {
     pub(crate) ending: Option<Reason>,
     /// Nothing has been sent yet.
     pub(crate) silent: bool,
-    /// A worker stays with it; see `stay.rs`.
-    pub(crate) staying: bool,
 }
 
 /// What became of output.
@@ -87,7 +82,6 @@ impl<Session> Connection<Session> {
                 flushed: 0,
                 ending: None,
                 silent: true,
-                staying: false,
             }),
         }
     }
@@ -124,36 +118,12 @@ impl<Session> Held<Session> {
         self.stream.as_ref().expect("an open connection has its socket")
     }
 
-    pub(crate) fn stream_mut(&mut self) -> &mut TcpStream {
-        self.stream.as_mut().expect("an open connection has its socket")
-    }
-
-    /// Makes [`await_input`](Held::await_input) wait, `patience` at most.
-    pub(crate) fn block_reads(&self, patience: Duration) -> io::Result<()> {
-        rustix::net::sockopt::set_socket_timeout(self.stream(), Timeout::Recv, Some(patience))?;
-        Ok(rustix::io::ioctl_fionbio(self.stream(), false)?)
-    }
-
-    /// Undoes [`block_reads`](Held::block_reads).
-    pub(crate) fn block_no_more(&self) -> io::Result<()> {
-        Ok(rustix::io::ioctl_fionbio(self.stream(), true)?)
-    }
-
-    /// Reads into the free room of `buffer`, once, without waiting. `Ok(0)` is the end of the stream.
+    /// Reads into the free room of `buffer`, once. `Ok(0)` is the end of the stream.
     pub(crate) fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
-        self.receive(buffer, RecvFlags::DONTWAIT)
-    }
-
-    /// As [`read`](Held::read), but waits for input if [so told](Held::block_reads).
-    pub(crate) fn await_input(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
-        self.receive(buffer, RecvFlags::empty())
-    }
-
-    fn receive(&self, buffer: &mut Vec<u8>, flags: RecvFlags) -> io::Result<usize> {
         loop {
-            match rustix::net::recv(self.stream(), spare_capacity(buffer), flags) {
+            match rustix::io::read(self.stream(), spare_capacity(buffer)) {
                 Err(rustix::io::Errno::INTR) => {}
-                outcome => return Ok(outcome?.1),
+                outcome => return Ok(outcome?),
             }
         }
     }
@@ -199,8 +169,7 @@ impl<Session> Held<Session> {
     fn write(&self, output: &[u8]) -> io::Result<usize> {
         let mut sent = 0;
         while sent < output.len() {
-            // The socket itself may block, during a stay.
-            match rustix::net::send(self.stream(), &output[sent..], SendFlags::DONTWAIT) {
+            match rustix::io::write(self.stream(), &output[sent..]) {
                 Ok(more) => sent += more,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => break,

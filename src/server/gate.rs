@@ -7,7 +7,7 @@
 //! | parked | nobody; the reactor may claim it | waits for the client to send |
 //! | parked-for-write | nobody; the reactor may claim it | waits for the client to read |
 //! | queued | nobody | in the pool's queue, exactly once |
-//! | active | a worker | being served, or [stayed with](super::stay) |
+//! | active | a worker | being served |
 //! | again | a worker | being served, and became ready meanwhile |
 //! | closing | the reactor | our side is shut down; what the client still sends is discarded |
 //! | cut | whoever held it when it was cut | must be closed without another word |
@@ -163,11 +163,6 @@ impl Gate {
     /// connection.
     pub(crate) fn read_on(&self) -> bool {
         self.read_on.load(Ordering::Relaxed)
-    }
-
-    /// Whether the connection was cut. Worker, holding it.
-    pub(crate) fn is_cut(&self) -> bool {
-        self.state.load(Ordering::Relaxed) == CUT
     }
 
     /// Worker: takes the connection from the queue. `false`: it was cut while it waited, and is closed.
@@ -356,8 +351,8 @@ mod tests {
 /// after a short read as `turn.rs` does.
 #[cfg(all(test, millpond_loom))]
 mod model {
+    use loom::sync::Arc;
     use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-    use loom::sync::{Arc, Mutex};
     use loom::thread;
 
     use super::*;
@@ -374,17 +369,13 @@ mod model {
 
     impl World {
         fn new() -> Arc<Self> {
-            Arc::new(World::of_one())
-        }
-
-        fn of_one() -> Self {
-            World {
+            Arc::new(World {
                 gate: Gate::new(),
                 socket: AtomicUsize::new(0),
                 served: AtomicUsize::new(0),
                 saw_end: AtomicBool::new(false),
                 queued: AtomicUsize::new(0),
-            }
+            })
         }
 
         /// The client sends, then the kernel reports it to the reactor.
@@ -442,84 +433,6 @@ mod model {
             // The pool would have another worker for what is queued now.
             world.work();
             assert_eq!(world.served.load(Ordering::Relaxed), 3);
-        });
-    }
-
-    /// A socket that the poll may be told to watch no more; see `stay.rs`.
-    struct Watched {
-        world: World,
-        kernel: Mutex<Kernel>,
-    }
-
-    struct Kernel {
-        is_watched: bool,
-        /// The kernel has something to report that the reactor has not fetched.
-        report: bool,
-    }
-
-    impl Watched {
-        fn arrive(&self) {
-            let mut kernel = self.kernel.lock().expect("the kernel");
-            self.world.socket.fetch_add(1, Ordering::Relaxed);
-            kernel.report |= kernel.is_watched;
-        }
-
-        /// The reactor comes round once.
-        fn poll(&self) {
-            let report = std::mem::take(&mut self.kernel.lock().expect("the kernel").report);
-            if report {
-                self.world.report(Readiness { input: true, ..Readiness::default() });
-            }
-        }
-
-        /// A worker that stays with the connection for one wait, which finds something or runs out.
-        fn work_and_stay(&self) {
-            while self.world.take() && self.world.gate.begin() {
-                let read = || {
-                    let found = self.world.socket.swap(0, Ordering::Relaxed);
-                    self.world.served.fetch_add(found, Ordering::Relaxed);
-                };
-                loop {
-                    read();
-                    // No report that was not fetched survives this.
-                    *self.kernel.lock().expect("the kernel") = Kernel { is_watched: false, report: false };
-                    read();
-                    {
-                        let mut kernel = self.kernel.lock().expect("the kernel");
-                        let is_ready = self.world.socket.load(Ordering::Relaxed) > 0;
-                        *kernel = Kernel { is_watched: true, report: is_ready };
-                    }
-                    if self.world.gate.park(false) == Park::Parked {
-                        break;
-                    }
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn no_arrival_around_a_stay_is_left_unserved() {
-        let mut model = loom::model::Builder::new();
-        model.preemption_bound = Some(3);
-        model.check(|| {
-            let world = World::of_one();
-            let kernel = Mutex::new(Kernel { is_watched: true, report: false });
-            let socket = Arc::new(Watched { world, kernel });
-            socket.arrive();
-            socket.poll();
-            let worker = {
-                let socket = Arc::clone(&socket);
-                thread::spawn(move || socket.work_and_stay())
-            };
-            socket.arrive();
-            socket.poll();
-            socket.arrive();
-            socket.poll();
-            worker.join().expect("the worker");
-            // The reactor would come round again, and the pool have another worker.
-            socket.poll();
-            socket.work_and_stay();
-            assert_eq!(socket.world.served.load(Ordering::Relaxed), 3);
         });
     }
 

@@ -4,8 +4,6 @@
 //!
 //! - **A silent connection holds no worker.** One thread, the reactor, waits for all connections; only those
 //!   with something to do become jobs. So a few workers serve any number of connections up to the limit.
-//!   Where the service [never blocks](Service::may_block), a worker may wait some milliseconds at the socket of a
-//!   lively client, as an idle one; `stay.rs` says when.
 //! - **A slow reader holds no worker either.** Output the client does not take is kept, bounded, and the
 //!   connection waits until it does; it is not read meanwhile.
 //! - **Everything is bounded**: workers, queue, connections, bytes kept for each, silence, stalls, and the
@@ -41,7 +39,6 @@ mod gate;
 mod metrics;
 mod reactor;
 mod service;
-mod stay;
 mod turn;
 
 use std::fmt;
@@ -63,7 +60,6 @@ use self::metrics::{Cell, Ledger, Reason, ServerMetrics};
 use self::reactor::Reactor;
 pub use self::reactor::Report;
 pub use self::service::{Echo, Laboured, Next, Service};
-use self::stay::Stays;
 use self::turn::{Attendant, Job};
 use crate::clock::Clock;
 use crate::lifecycle::{Lifecycle, LifecycleMetrics, Phase};
@@ -98,6 +94,7 @@ struct Settings {
     stack_size: usize,
     max_connections: Option<usize>,
     spare_descriptors: usize,
+    timed: bool,
     within_reserve: bool,
     overload: Overload,
     backlog: u32,
@@ -220,6 +217,14 @@ impl<S> ServerBuilder<S> {
         self
     }
 
+    /// As [`PoolBuilder::timed`](crate::PoolBuilder::timed), to measure what measuring costs.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn timed(mut self, timed: bool) -> Self {
+        self.settings.timed = timed;
+        self
+    }
+
     /// Binds the listener. Starts no thread; connections are accepted from [`Server::start`] on.
     ///
     /// # Errors
@@ -331,6 +336,7 @@ impl Server {
             stack_size: DEFAULT_SERVICE_STACK_SIZE,
             max_connections: None,
             spare_descriptors: 0,
+            timed: true,
             within_reserve: false,
             overload: Overload::Wait,
             backlog: DEFAULT_BACKLOG,
@@ -387,24 +393,19 @@ impl<S: Service> Server<S> {
             queue_capacity: core.max_connections,
             stack_size: bound.settings.stack_size,
             clock: core.clock,
-            timed: true,
+            timed: bound.settings.timed,
             // A worker that is awake for nothing takes the processor from the reactor that feeds it.
             lingers: false,
             enough_awake: (!service.may_block()).then(enough_awake),
             init: None,
         };
-        let stays = (!service.may_block() && pool.workers > 1)
-            .then(|| bound.poll.registry().try_clone().map(|registry| Stays::new(registry, pool.workers)))
-            .transpose()
-            .map_err(ServerError::Setup)?
-            .map(Arc::new);
         let attendant = {
-            let (core, service, stays) = (Arc::clone(&core), Arc::clone(&service), stays.clone());
-            move |number| Attendant::new(Arc::clone(&core), Arc::clone(&service), number, stays.clone())
+            let (core, service) = (Arc::clone(&core), Arc::clone(&service));
+            move |number| Attendant::new(Arc::clone(&core), Arc::clone(&service), number)
         };
         let pool: Workers<Job<S>> = Workers::start(pool, attendant).map_err(ServerError::Pool)?;
         let handle = ServerHandle { core: Arc::clone(&core), pool: pool.meter() };
-        let reactor = Reactor::new(bound, service, pool, stays).map_err(ServerError::Setup)?;
+        let reactor = Reactor::new(bound, service, pool).map_err(ServerError::Setup)?;
         let (report, outcome) = bounded(1);
         std::thread::Builder::new()
             .name(format!("mill-{name}"))

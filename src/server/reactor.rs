@@ -7,8 +7,8 @@
 //!
 //! It never runs a service that may block. One that [does not](Service::may_block) it runs itself when it has nothing
 //! else to do: it is then one of the workers, takes jobs out of the queue as they do, for [`HELP_TIME`] at most
-//! before it looks at the sockets again, and wakes another only when more than one job waits. Every connection that
-//! is ready has been queued before, so depth and age are as true as ever.
+//! before it looks at the sockets again, and wakes another only when many wait or some are left. Every connection
+//! that is ready has been queued before, so depth and age are as true as ever.
 //!
 //! # Timers
 //!
@@ -38,7 +38,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
 use mio::net::TcpStream;
-use mio::{Events, Poll, Token};
+use mio::{Events, Interest, Poll, Token};
 use slab::Slab;
 use tracing::{debug, warn};
 
@@ -47,7 +47,6 @@ use super::door::{Door, Knock, Overload};
 use super::gate::{Cut, Readiness, Ready, Standing};
 use super::metrics::{AcceptFailure, Reason, Refusal, Totals};
 use super::service::Service;
-use super::stay::{INTEREST, Stays};
 use super::turn::{Attendant, Job};
 use super::{AT_EASE, Bound, Core, FULL, HEARTBEAT, Limits, Note, STARVED};
 use crate::clock::{later, ns};
@@ -71,9 +70,6 @@ const IDLE_MOMENT: Duration = Duration::from_millis(250);
 
 /// How long the reactor serves connections before it looks for events again: some tens of messages.
 const HELP_TIME: Duration = Duration::from_micros(200);
-
-/// Which connections are lively is counted anew this often; see `stay.rs`.
-const LIVELY_WINDOW: Duration = Duration::from_millis(50);
 
 /// In a drain with many connections it is this much for each that is open, up to a quarter of the drain
 /// timeout: where many talk at once, each is silent while the others have their turn.
@@ -163,8 +159,6 @@ struct Slot<Session> {
     linger_until_ns: Option<u64>,
     /// Not to be closed as idle before this time; set in a drain.
     drain_at_ns: Option<u64>,
-    /// The number of the window in which it was last ready.
-    window: u64,
 }
 
 /// How far the end has come.
@@ -183,14 +177,6 @@ struct Drain {
     sealed: bool,
 }
 
-/// A stretch of time, and how many connections were ready in it.
-#[derive(Default)]
-struct Window {
-    number: u64,
-    until_ns: u64,
-    lively: usize,
-}
-
 pub(super) struct Reactor<S: Service> {
     core: Arc<Core>,
     service: Arc<S>,
@@ -199,8 +185,6 @@ pub(super) struct Reactor<S: Service> {
     helper: Option<Helper<Job<S>, Attendant<S>>>,
     /// Whether jobs waited when it last lent a hand.
     jobs_wait: bool,
-    stays: Option<Arc<Stays>>,
-    window: Window,
     limits: Limits,
     overload: Overload,
     door: Door,
@@ -214,17 +198,12 @@ pub(super) struct Reactor<S: Service> {
 }
 
 impl<S: Service> Reactor<S> {
-    pub(super) fn new(
-        bound: Bound,
-        service: Arc<S>,
-        pool: Workers<Job<S>>,
-        stays: Option<Arc<Stays>>,
-    ) -> io::Result<Self> {
+    pub(super) fn new(bound: Bound, service: Arc<S>, pool: Workers<Job<S>>) -> io::Result<Self> {
         let Bound { core, settings, address: _, mut door, poll, inbox } = bound;
         door.register(poll.registry(), LISTENER)?;
         // Its number is that of the worker thread there is not.
         let number = settings.workers - 1;
-        let attendant = Attendant::new(Arc::clone(&core), Arc::clone(&service), number, stays.clone());
+        let attendant = Attendant::new(Arc::clone(&core), Arc::clone(&service), number);
         let helper = pool.helper(attendant.in_passing());
         Ok(Reactor {
             core,
@@ -232,8 +211,6 @@ impl<S: Service> Reactor<S> {
             pool,
             helper,
             jobs_wait: false,
-            stays,
-            window: Window::default(),
             limits: settings.limits,
             overload: settings.overload,
             door,
@@ -254,7 +231,6 @@ impl<S: Service> Reactor<S> {
             self.wait(&mut events, accept_at_ns);
             let now_ns = self.core.clock.now_ns();
             self.core.heartbeat_ns.store(now_ns, Ordering::Relaxed);
-            self.turn_window(now_ns);
             self.read_notes(now_ns);
             for event in &events {
                 match event.token() {
@@ -345,13 +321,8 @@ impl<S: Service> Reactor<S> {
         }
     }
 
-    fn submit(&mut self, slot: usize) {
-        let held = &mut self.slots[slot];
-        if held.window != self.window.number {
-            held.window = self.window.number;
-            self.window.lively += 1;
-        }
-        let job = Arc::clone(&held.connection);
+    fn submit(&self, slot: usize) {
+        let job = Arc::clone(&self.slots[slot].connection);
         let admitted = if self.helper.is_some() {
             self.pool.admit(job, Patience::None)
         } else {
@@ -365,17 +336,6 @@ impl<S: Service> Reactor<S> {
         let Some(helper) = &mut self.helper else { return };
         let until_ns = later(self.core.clock.now_ns(), HELP_TIME);
         self.jobs_wait = helper.help(|now_ns| now_ns >= until_ns);
-    }
-
-    /// Begins to count lively connections anew when it is time.
-    fn turn_window(&mut self, now_ns: u64) {
-        if now_ns >= self.window.until_ns {
-            if let Some(stays) = &self.stays {
-                stays.review(self.window.lively);
-            }
-            let number = self.window.number + 1;
-            self.window = Window { number, until_ns: later(now_ns, LIVELY_WINDOW), lively: 0 };
-        }
     }
 
     // Closing.
@@ -638,7 +598,8 @@ impl<S: Service> Reactor<S> {
         }
         let entry = self.slots.vacant_entry();
         let slot = entry.key();
-        if let Err(error) = self.poll.registry().register(&mut stream, Token(slot), INTEREST) {
+        let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
+        if let Err(error) = self.poll.registry().register(&mut stream, Token(slot), interest) {
             // Out of kernel memory, or over the user's limit of watched descriptors.
             self.core.ledger.accept_failed(AcceptFailure::Other);
             if let Some(left_out) = self.core.panic_log.allow(now_ns) {
@@ -655,7 +616,6 @@ impl<S: Service> Reactor<S> {
             review_ns: 0,
             linger_until_ns: None,
             drain_at_ns: draining.then_some(now_ns),
-            window: 0,
         });
         self.core.ledger.accepted.add(1);
         self.schedule_next(slot, now_ns);
@@ -664,7 +624,7 @@ impl<S: Service> Reactor<S> {
     /// The oldest connection that can be spared for a newcomer: no worker has it, and nothing waits to be
     /// sent to it. One whose client has said something that was not looked at yet is not spared, and is
     /// looked at first.
-    fn spare(&mut self) -> Option<usize> {
+    fn spare(&self) -> Option<usize> {
         for _ in 0..ACCEPT_BATCH {
             let candidates = self.slots.iter().filter(|(_, held)| match held.connection.gate.standing() {
                 Standing::Parked => held.connection.blocked_ns().is_none(),

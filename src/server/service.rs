@@ -66,8 +66,7 @@ pub trait Service: Send + Sync + 'static {
     /// Whether [`serve`](Service::serve) may ever block, or take longer than some microseconds. Asked once, at the start.
     ///
     /// It may, unless a service says otherwise. One that never does is served faster: the reactor, as one of the workers,
-    /// serves a connection itself rather than wake another; and a worker waits at the socket of a lively client for
-    /// its next message. If such a service blocks all the same, it holds up everybody.
+    /// serves a connection itself rather than wake another. If such a service blocks all the same, it holds up everybody.
     fn may_block(&self) -> bool {
         true
     }

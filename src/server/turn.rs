@@ -22,7 +22,6 @@ use super::connection::{Connection, Held, Sent};
 use super::gate::Park;
 use super::metrics::{Cell, Reason};
 use super::service::{Next, Service};
-use super::stay::{self, PATIENCE, Stays};
 use super::{Core, Note};
 use crate::clock::later;
 use crate::pool::{self, Handler, Outcome, Turn, panic_message};
@@ -49,10 +48,6 @@ pub(crate) struct Attendant<S> {
     service: Arc<S>,
     number: usize,
     buffer: Option<Vec<u8>>,
-    /// None where nobody stays with connections.
-    stays: Option<Arc<Stays>>,
-    /// Whether this worker has other things to do, and does not stay.
-    in_passing: bool,
     /// Bytes after which a turn ends though nobody waits.
     budget: usize,
 }
@@ -80,11 +75,7 @@ impl<S: Service> Handler<Job<S>> for Attendant<S> {
             // Cut, and closed, while it stood in the queue.
             return;
         }
-        let mut clock = Stopwatch {
-            since_ns: turn.submitted_ns(),
-            is_lively: turn.submitted_ns() < later(connection.parked_ns(), PATIENCE),
-            stay_until_ns: 0,
-        };
+        let mut clock = Stopwatch { since_ns: turn.submitted_ns() };
         let mut budget = self.budget;
         loop {
             let stop = self.attend(&connection, turn, &mut clock, &mut budget);
@@ -108,12 +99,7 @@ impl<S: Service> Handler<Job<S>> for Attendant<S> {
                 Park::Again if turn.others_wait() || is_long(turn, &clock) => {
                     return self.requeue(connection, turn);
                 }
-                Park::Again => {
-                    if turn.is_over() {
-                        turn.resume();
-                    }
-                    clock.since_ns = turn.now_ns();
-                }
+                Park::Again => clock.since_ns = turn.now_ns(),
             }
         }
     }
@@ -129,21 +115,16 @@ impl<S: Service> Handler<Job<S>> for Attendant<S> {
 /// queued, or the message before it was done.
 struct Stopwatch {
     since_ns: u64,
-    /// Whether a stay may begin: the message before it was not long ago.
-    is_lively: bool,
-    /// When to end a stay.
-    stay_until_ns: u64,
 }
 
 impl<S: Service> Attendant<S> {
-    /// A worker that stays with lively connections, if it is told where those are counted.
-    pub(crate) fn new(core: Arc<Core>, service: Arc<S>, number: usize, stays: Option<Arc<Stays>>) -> Self {
-        Attendant { core, service, number, buffer: None, stays, in_passing: false, budget: TURN_BUDGET }
+    pub(crate) fn new(core: Arc<Core>, service: Arc<S>, number: usize) -> Self {
+        Attendant { core, service, number, buffer: None, budget: TURN_BUDGET }
     }
 
     /// The same for a thread that has other things to do: its turns end after one full buffer.
     pub(crate) fn in_passing(self) -> Self {
-        Attendant { in_passing: true, budget: buffers::READ_SIZE, ..self }
+        Attendant { budget: buffers::READ_SIZE, ..self }
     }
 
     fn cell(&self) -> &Cell {
@@ -154,7 +135,7 @@ impl<S: Service> Attendant<S> {
     fn attend(
         &mut self,
         connection: &Job<S>,
-        turn: &mut Turn<'_, Job<S>>,
+        turn: &Turn<'_, Job<S>>,
         clock: &mut Stopwatch,
         budget: &mut usize,
     ) -> Stop {
@@ -181,59 +162,7 @@ impl<S: Service> Attendant<S> {
         let mut buffer = self.buffer.take().unwrap_or_else(|| self.core.buffers.take());
         let stop = self.converse(connection, &mut held, &mut buffer, turn, clock, budget);
         self.buffer = Some(buffer);
-        if held.staying {
-            return self.end_stay(connection, &mut held, turn, clock, stop);
-        }
         stop
-    }
-
-    /// Ends the job to wait at the socket for the client's next message, if that is to be done.
-    fn waits(
-        &self,
-        connection: &Job<S>,
-        held: &mut Held<S::Session>,
-        turn: &mut Turn<'_, Job<S>>,
-        clock: &mut Stopwatch,
-    ) -> bool {
-        let Some(stays) = self.stays.as_ref().filter(|stays| !stays.are_off()) else { return false };
-        if held.staying {
-            if clock.since_ns >= clock.stay_until_ns || connection.gate.is_cut() {
-                return false;
-            }
-        } else {
-            if self.in_passing && clock.is_lively {
-                stays.pass_by();
-            }
-            if self.in_passing || !clock.is_lively || turn.others_wait() || !stays.begin(held) {
-                return false;
-            }
-            clock.stay_until_ns = later(clock.since_ns, stay::LONGEST);
-            turn.go_away();
-        }
-        turn.pause();
-        connection.rest(clock.since_ns);
-        true
-    }
-
-    /// Ends a stay, whatever the conversation came to.
-    fn end_stay(
-        &self,
-        connection: &Job<S>,
-        held: &mut Held<S::Session>,
-        turn: &Turn<'_, Job<S>>,
-        clock: &mut Stopwatch,
-        stop: Stop,
-    ) -> Stop {
-        // It goes back to the reactor first: it may have fallen silent, or others want their turn.
-        clock.is_lively = false;
-        let stays = self.stays.as_ref().expect("only a worker that stays has begun it");
-        let watched = (!matches!(stop, Stop::Over(_))).then_some(connection.slot);
-        let ended = stays.end(held, watched);
-        turn.be_back();
-        match ended {
-            Ok(()) => stop,
-            Err(error) => failed(connection, "watching", &error),
-        }
     }
 
     /// Reads, serves and sends until there is a reason to stop.
@@ -242,13 +171,11 @@ impl<S: Service> Attendant<S> {
         connection: &Job<S>,
         held: &mut Held<S::Session>,
         buffer: &mut Vec<u8>,
-        turn: &mut Turn<'_, Job<S>>,
+        turn: &Turn<'_, Job<S>>,
         clock: &mut Stopwatch,
         budget: &mut usize,
     ) -> Stop {
         let cell = self.cell();
-        // Whether the job is over, and the worker waits at the socket for the next.
-        let mut waits = false;
         loop {
             buffer.clear();
             if !buffers::fits(buffer) {
@@ -256,29 +183,10 @@ impl<S: Service> Attendant<S> {
                 *buffer = self.core.buffers.take();
             }
             let room = buffer.capacity();
-            let read = if waits { held.await_input(buffer) } else { held.read(buffer) };
-            let waited = std::mem::take(&mut waits);
-            if waited {
-                match read {
-                    Ok(1..) => {
-                        turn.resume();
-                        clock.since_ns = turn.started_ns();
-                        *budget = self.budget;
-                    }
-                    // The job was over before: what is left to do is no part of it, nor of the next.
-                    _ => turn.tarried(),
-                }
-            }
-            let received = match read {
+            let received = match held.read(buffer) {
                 Ok(0) => return Stop::Over(Reason::Client),
                 Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    waits = !waited && self.waits(connection, held, turn, clock);
-                    if waits {
-                        continue;
-                    }
-                    return Stop::Idle;
-                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Stop::Idle,
                 Err(error) => return failed(connection, "reading", &error),
             };
             cell.received.add(received as u64);
@@ -319,10 +227,6 @@ impl<S: Service> Attendant<S> {
             *budget = budget.saturating_sub(received);
             if received < room && !connection.gate.read_on() {
                 // A short read emptied the socket; what comes later is reported anew. See `gate`.
-                waits = self.waits(connection, held, turn, clock);
-                if waits {
-                    continue;
-                }
                 return Stop::Idle;
             }
             if *budget == 0 || turn.others_wait() || is_long(turn, clock) {
