@@ -281,6 +281,7 @@ fn up_to(longest: Duration, text: &str) -> Result<Duration, String> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::assert_takes;
     use super::*;
 
     fn parsed(args: &[&str]) -> Result<Config, String> {
@@ -319,16 +320,7 @@ mod tests {
             ("--overload", ["wait", "reject"], ["evict", "Wait"]),
             ("--log", ["text", "json"], ["xml", ""]),
         ] {
-            for value in good {
-                let arg = format!("{flag}={value}");
-                assert!(parsed(&[&arg]).is_ok(), "{arg}: {:?}", parsed(&[&arg]).err());
-            }
-            for value in bad {
-                let arg = format!("{flag}={value}");
-                let message = parsed(&[&arg]).expect_err(&arg);
-                assert!(message.contains(flag), "{arg}: {message}");
-                assert!(!message.contains('\n'), "{message}");
-            }
+            assert_takes(flag, good, bad, parsed);
         }
     }
 

@@ -277,6 +277,7 @@ impl Meter {
 
 #[cfg(test)]
 mod tests {
+    use super::super::assert_takes;
     use super::super::config::one_line;
     use super::*;
 
@@ -312,15 +313,7 @@ mod tests {
             ("--threads", ["1", "256"], ["0", "257"]),
             ("--seed", ["0", "4294967295"], ["-1", "4294967296"]),
         ] {
-            for value in good {
-                let arg = format!("{flag}={value}");
-                assert!(parsed(&[&arg]).is_ok(), "{arg}: {:?}", parsed(&[&arg]).err());
-            }
-            for value in bad {
-                let arg = format!("{flag}={value}");
-                let message = parsed(&[&arg]).expect_err(&arg);
-                assert!(message.contains(flag) && !message.contains('\n'), "{arg}: {message}");
-            }
+            assert_takes(flag, good, bad, parsed);
         }
     }
 

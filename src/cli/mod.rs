@@ -34,3 +34,22 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     }
     line
 }
+
+/// A flag takes what is good, and refuses what is bad in one line that names it.
+#[cfg(test)]
+fn assert_takes<T>(
+    flag: &str,
+    good: [&str; 2],
+    bad: [&str; 2],
+    parsed: impl Fn(&[&str]) -> Result<T, String>,
+) {
+    for value in good {
+        let arg = format!("{flag}={value}");
+        assert!(parsed(&[&arg]).is_ok(), "{arg}: {:?}", parsed(&[&arg]).err());
+    }
+    for value in bad {
+        let arg = format!("{flag}={value}");
+        let message = parsed(&[&arg]).err().unwrap_or_else(|| panic!("{arg} is taken"));
+        assert!(message.contains(flag) && !message.contains('\n'), "{arg}: {message}");
+    }
+}
