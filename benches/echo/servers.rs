@@ -122,10 +122,11 @@ impl Server {
     }
 
     /// Waits until it has about this many descriptors open.
-    pub(crate) fn wait_for_descriptors(&self, count: usize) {
+    fn wait_for_descriptors(&self, count: usize, mut meanwhile: impl FnMut()) {
         let start = Instant::now();
         let path = format!("/proc/{}/fd", self.child.id());
         while std::fs::read_dir(&path).expect("it runs").count() < count {
+            meanwhile();
             assert!(start.elapsed() < PATIENCE, "{count} connections were not accepted");
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -150,8 +151,11 @@ impl Silent {
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn();
-        let silent = Silent(child.expect("it starts"));
-        server.wait_for_descriptors(count);
+        let mut silent = Silent(child.expect("it starts"));
+        server.wait_for_descriptors(count, || {
+            let ended = silent.0.try_wait().expect("it is a child");
+            assert!(ended.is_none(), "silent connections cannot be held; are local ports free? {ended:?}");
+        });
         silent
     }
 }
