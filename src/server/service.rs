@@ -58,9 +58,9 @@ pub trait Service: Send + Sync + 'static {
     /// connection is read again only when that has been handed to the kernel in full, so the memory a client
     /// can make the server hold is what one call leaves behind.
     ///
-    /// It runs on a worker and may block, unless [`may_block`](Service::may_block) denies it: others wait for a worker then, and the metrics show it. Calls for
-    /// one connection never overlap. A panic closes the connection, with reason `panicked`, and harms nothing
-    /// else.
+    /// It runs on a worker and may block, unless [`may_block`](Service::may_block) denies it: others wait for a
+    /// worker then, and the metrics show it. Calls for one connection never overlap. A panic closes the
+    /// connection, with reason `panicked`, and harms nothing else.
     fn serve(&self, session: &mut Self::Session, bytes: &mut Vec<u8>) -> Next;
 
     /// Whether [`serve`](Service::serve) may ever block, or take longer than some microseconds. Asked once, at the start.
