@@ -706,16 +706,18 @@ fn a_dropped_map_cancels_what_it_submitted_ahead() {
     let pool = pool_of(1, 100);
     let latch = Latch::default();
     let wait = latch.clone();
+    let (begins, begun) = mpsc::channel();
     let mut results = pool
         .map(0..50, move |n| {
             if n > 0 {
+                begins.send(()).expect("the test waits");
                 wait.wait();
             }
             n
         })
         .look_ahead(10);
     assert_eq!(results.next(), Some(Ok(0)));
-    eventually("the second item runs", || (pool.stats().busy == 1).then_some(()));
+    begun.recv().expect("the second item runs");
     drop(results);
     latch.open();
     let stats = pool.drain(PATIENCE).stats;

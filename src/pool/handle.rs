@@ -261,15 +261,17 @@ impl std::error::Error for JobError {}
 /// use millpond::{CancelToken, Pool};
 ///
 /// let pool = Pool::builder("search").build()?;
-/// let job = pool.submit(|| {
+/// # let (begins, begun) = std::sync::mpsc::channel();
+/// let job = pool.submit(move || {
 ///     let token = CancelToken::current().expect("this is a job");
+///     # begins.send(()).expect("somebody waits");
 ///     let mut looked_at = 0_u64;
 ///     while !token.is_cancelled() {
 ///         looked_at += 1; // in small steps
 ///     }
 ///     looked_at
 /// })?;
-/// # while pool.stats().busy == 0 { std::thread::yield_now() }
+/// # begun.recv()?;
 /// assert!(!job.cancel(), "it runs already, so it is only told");
 /// assert!(job.join().is_ok());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
