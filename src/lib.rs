@@ -6,7 +6,8 @@
 //! - [`Server`]: TCP connections served by a pool. Silent connections and slow readers hold no worker;
 //!   everything is bounded; [`ServerHandle::drain`] ends it gracefully. What it does with bytes is a
 //!   [`Service`]: [`Echo`] is one.
-//! - [`Exposition`]: a side HTTP endpoint that publishes any `prometheus` registry, and probes.
+//! - [`Exposition`]: a side HTTP endpoint that publishes any `prometheus` registry, probes, and a page that shows a
+//!   server at work.
 //!
 //! Each is of use without the others. The program `millpond` is [`Echo`] on a [`Server`] with an [`Exposition`] beside it.
 //!
@@ -45,7 +46,7 @@
 //!
 //! | module | what |
 //! | --- | --- |
-//! | [`exposition`] | HTTP: the metrics endpoint, as a service on a server of its own |
+//! | [`exposition`] | HTTP: the metrics endpoint and the status page, as a service on a server of its own |
 //! | [`server`] | TCP: reactor, connections, limits, drain |
 //! | `lifecycle` | the phases of a server's life |
 //! | [`pool`] | jobs and their handles, queue, workers, their numbers |

@@ -58,6 +58,9 @@ pub(crate) struct Lifecycle {
     /// Milliseconds since 1970, 0 before the drain. Written by the reactor before the phase changes.
     drain_started_ms: AtomicU64,
     drain_deadline_ms: AtomicU64,
+    /// When the lame duck and the drain end, by the server's clock; 0 before they begin. Written as the two above.
+    lame_duck_until_ns: AtomicU64,
+    drain_until_ns: AtomicU64,
 }
 
 impl Lifecycle {
@@ -80,12 +83,30 @@ impl Lifecycle {
         self.phase.fetch_max(phase as u8, Ordering::Release);
     }
 
-    /// Notes when the drain began, and enters it.
-    pub(crate) fn start_drain(&self, timeout: Duration) {
+    /// Notes when the lame duck will end, by the server's clock, and enters it.
+    pub(crate) fn start_lame_duck(&self, until_ns: u64) {
+        self.lame_duck_until_ns.store(until_ns, Ordering::Relaxed);
+        self.enter(Phase::LameDuck);
+    }
+
+    /// Notes when the drain began, `timeout` before `until_ns` of the server's clock, and enters it.
+    pub(crate) fn start_drain(&self, timeout: Duration, until_ns: u64) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         self.drain_started_ms.store(millis(now), Ordering::Relaxed);
         self.drain_deadline_ms.store(millis(now.saturating_add(timeout)), Ordering::Relaxed);
+        self.drain_until_ns.store(until_ns, Ordering::Relaxed);
         self.enter(Phase::Draining);
+    }
+
+    /// The phase, and when it will end by the server's clock if that is set.
+    pub(crate) fn phase_until_ns(&self) -> (Phase, Option<u64>) {
+        let phase = self.phase();
+        let until_ns = match phase {
+            Phase::Serving | Phase::Stopped => None,
+            Phase::LameDuck => Some(&self.lame_duck_until_ns),
+            Phase::Draining => Some(&self.drain_until_ns),
+        };
+        (phase, until_ns.map(|ns| ns.load(Ordering::Relaxed)))
     }
 }
 
@@ -133,18 +154,19 @@ mod tests {
     fn a_phase_is_never_left_backwards() {
         let life = Lifecycle::default();
         assert_eq!(life.phase(), Phase::Serving);
-        life.start_drain(Duration::from_secs(1));
-        assert_eq!(life.phase(), Phase::Draining);
-        life.enter(Phase::LameDuck);
-        assert_eq!(life.phase(), Phase::Draining);
+        assert_eq!(life.phase_until_ns(), (Phase::Serving, None));
+        life.start_drain(Duration::from_secs(1), 70);
+        assert_eq!(life.phase_until_ns(), (Phase::Draining, Some(70)));
+        life.start_lame_duck(50);
+        assert_eq!(life.phase_until_ns(), (Phase::Draining, Some(70)));
         life.enter(Phase::Stopped);
-        assert_eq!(life.phase(), Phase::Stopped);
+        assert_eq!(life.phase_until_ns(), (Phase::Stopped, None));
     }
 
     #[test]
     fn the_deadline_stands_a_timeout_after_the_start() {
         let life = Lifecycle::default();
-        life.start_drain(Duration::from_millis(1500));
+        life.start_drain(Duration::from_millis(1500), 1);
         let [start, end] =
             [&life.drain_started_ms, &life.drain_deadline_ms].map(|ms| ms.load(Ordering::Relaxed));
         assert_eq!(end - start, 1500);

@@ -6,9 +6,9 @@
 
 pub(crate) mod atomic {
     #[cfg(millpond_loom)]
-    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+    pub(crate) use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
     #[cfg(not(millpond_loom))]
-    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+    pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 }
 
 /// Locks, whatever a panicking holder left behind.

@@ -82,7 +82,8 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         .probe("/healthz", move || {
             health.health().map_err(|since| format!("the reactor has not come round for {since:.1?}"))
         })
-        .probe("/readyz", move || readiness.readiness().map_err(|reason| reason.to_string()));
+        .probe("/readyz", move || readiness.readiness().map_err(|reason| reason.to_string()))
+        .status(running.handle());
     let exposition = match exposition.start() {
         Ok(exposition) => exposition,
         Err(error) => return fail(FAILED, explain(&error, "--metrics")),

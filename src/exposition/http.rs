@@ -1,5 +1,7 @@
 //! The little HTTP the endpoint speaks: a request's head in, one HTTP/1.0 response out.
 
+use std::borrow::Cow;
+
 use tiny_http::{HTTPVersion, Header, Response};
 
 /// More headers than any scraper or probe sends.
@@ -60,42 +62,50 @@ fn path_of(target: &str) -> &str {
 pub(super) struct Answer {
     pub(super) code: u16,
     content_type: &'static str,
-    allow: bool,
-    body: Vec<u8>,
+    /// One more header, where there is one.
+    extra: Option<(&'static str, &'static str)>,
+    body: Cow<'static, [u8]>,
 }
 
 impl Answer {
     /// Plain text for a person.
     pub(super) fn text(code: u16, body: impl Into<String>) -> Self {
-        Answer {
-            code,
-            content_type: "text/plain; charset=utf-8",
-            allow: false,
-            body: body.into().into_bytes(),
-        }
+        let body = body.into().into_bytes().into();
+        Answer { code, content_type: "text/plain; charset=utf-8", extra: None, body }
     }
 
     /// Metrics in Prometheus' text format.
     pub(super) fn metrics(body: String) -> Self {
         let content_type = "text/plain; version=0.0.4; charset=utf-8";
-        Answer { code: 200, content_type, allow: false, body: body.into_bytes() }
+        Answer { code: 200, content_type, extra: None, body: body.into_bytes().into() }
+    }
+
+    /// A JSON document.
+    pub(super) fn json(body: Vec<u8>) -> Self {
+        Answer { code: 200, content_type: "application/json", extra: None, body: body.into() }
+    }
+
+    /// An HTML document, and what it may load and do.
+    pub(super) fn page(html: &'static str, policy: &'static str) -> Self {
+        let extra = Some(("Content-Security-Policy", policy));
+        Answer { code: 200, content_type: "text/html; charset=utf-8", extra, body: html.as_bytes().into() }
     }
 
     /// 405, saying what is allowed.
     pub(super) fn method_not_allowed() -> Self {
-        Answer { allow: true, ..Answer::text(405, "GET and HEAD are served here\n") }
+        Answer { extra: Some(("Allow", "GET, HEAD")), ..Answer::text(405, "GET and HEAD are served here\n") }
     }
 
     /// Writes the response to the end of `output`. HTTP/1.0 means a `Content-Length` and no further request.
     pub(super) fn write(self, head_only: bool, output: &mut Vec<u8>) {
-        let mut response = Response::from_data(self.body)
-            .with_status_code(self.code)
+        let length = self.body.len();
+        let mut response = Response::new(self.code.into(), Vec::new(), &*self.body, Some(length), None)
             .with_header(constant("Content-Type", self.content_type))
             .with_header(constant("Cache-Control", "no-store"))
             .with_header(constant("X-Content-Type-Options", "nosniff"))
             .with_header(constant("Server", "millpond"));
-        if self.allow {
-            response.add_header(constant("Allow", "GET, HEAD"));
+        if let Some((name, value)) = self.extra {
+            response.add_header(constant(name, value));
         }
         response
             .raw_print(output, HTTPVersion(1, 0), &[], head_only, None)

@@ -1,4 +1,4 @@
-//! The side HTTP endpoint: `/metrics` of a registry, and probes.
+//! The side HTTP endpoint: `/metrics` of a registry, probes, and a server's status page.
 //!
 //! # What it guarantees
 //!
@@ -22,6 +22,7 @@
 //! What it leaves to others: what the metrics and probes say.
 
 mod http;
+mod page;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -31,7 +32,7 @@ use prometheus::{IntCounterVec, Opts, Registry};
 
 use self::http::{Answer, Head, Parsed};
 use crate::metrics::{Page, Source, collector};
-use crate::server::{Next, Overload, Running, Server, ServerError, Service};
+use crate::server::{Next, Overload, Running, Server, ServerError, ServerHandle, Service};
 
 /// Connections open at once. A scraper uses one.
 const MAX_CONNECTIONS: usize = 16;
@@ -53,7 +54,17 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 /// All paths that are not served share one label, so that a scanner cannot make series.
 const OTHER: &str = "other";
 
-type Probe = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+/// What is served at one path.
+enum Route {
+    /// The registry, as text.
+    Metrics,
+    /// Yes, or no and why.
+    Probe(Box<dyn Fn() -> Result<(), String> + Send + Sync>),
+    /// The status page, which asks for the status.
+    Page,
+    /// The numbers of a server, as JSON.
+    Status(ServerHandle),
+}
 
 /// The side HTTP endpoint, running. Dropping it lets it run on; [`stop`](Exposition::stop) ends it.
 ///
@@ -110,7 +121,7 @@ impl Exposition {
             .lifetime(LIFETIME)
             .drain_timeout(DRAIN_TIMEOUT)
             .bind(address)?;
-        Ok(BoundExposition { server, registry, probes: Vec::new() })
+        Ok(BoundExposition { server, registry, routes: vec![("/metrics", Route::Metrics)] })
     }
 
     /// The address it listens on.
@@ -131,7 +142,7 @@ impl Exposition {
 pub struct BoundExposition {
     server: Server,
     registry: Registry,
-    probes: Vec<(&'static str, Probe)>,
+    routes: Vec<(&'static str, Route)>,
 }
 
 impl BoundExposition {
@@ -142,14 +153,35 @@ impl BoundExposition {
     }
 
     /// Serves a probe at `path`: 200 and `ok` when the closure says `Ok`, 503 and its reason otherwise. It is
-    /// called for each request, on the endpoint's worker; it should answer at once.
+    /// called for each request, on the endpoint's worker; it should answer at once. The first to be given a path keeps
+    /// it.
     #[must_use]
     pub fn probe(
         mut self,
         path: &'static str,
         probe: impl Fn() -> Result<(), String> + Send + Sync + 'static,
     ) -> Self {
-        self.probes.push((path, Box::new(probe)));
+        self.routes.push((path, Route::Probe(Box::new(probe))));
+        self
+    }
+
+    /// Serves a page at `/` that shows a server as it works, for a browser and without any other tool, and at
+    /// `/status.json` the numbers that it draws. The README describes both.
+    ///
+    /// ```
+    /// use millpond::{Echo, Exposition, Server};
+    ///
+    /// let any_port = ([127, 0, 0, 1], 0).into();
+    /// let server = Server::builder("echo").service(Echo).workers(4).bind(any_port)?.start()?;
+    /// let page = Exposition::bind(prometheus::Registry::new(), any_port)?.status(server.handle()).start()?;
+    /// println!("look at http://{}/", page.local_addr());
+    /// # server.handle().drain();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    #[must_use]
+    pub fn status(mut self, server: ServerHandle) -> Self {
+        self.routes.push(("/", Route::Page));
+        self.routes.push(("/status.json", Route::Status(server)));
         self
     }
 
@@ -164,8 +196,8 @@ impl BoundExposition {
     ///
     /// When the registry has these metrics already: it serves one endpoint.
     pub fn start(self) -> Result<Exposition, ServerError> {
-        let BoundExposition { server, registry, probes } = self;
-        let endpoint = Endpoint::new(registry.clone(), probes);
+        let BoundExposition { server, registry, routes } = self;
+        let endpoint = Endpoint::new(registry.clone(), routes);
         let requests = endpoint.requests.clone();
         let running = server.with_service(endpoint).start()?;
         let taken = "a registry has one endpoint";
@@ -178,10 +210,10 @@ impl BoundExposition {
 
 impl fmt::Debug for BoundExposition {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let paths: Vec<_> = self.probes.iter().map(|(path, _)| path).collect();
+        let paths: Vec<_> = self.routes.iter().map(|(path, _)| path).collect();
         f.debug_struct("BoundExposition")
             .field("address", &self.local_addr())
-            .field("probes", &paths)
+            .field("paths", &paths)
             .finish_non_exhaustive()
     }
 }
@@ -205,54 +237,53 @@ impl<F: Fn() -> Vec<(&'static str, u64)> + Send + Sync> Source for AcceptErrors<
 /// The service behind the endpoint.
 struct Endpoint {
     registry: Registry,
-    probes: Vec<(&'static str, Probe)>,
+    routes: Vec<(&'static str, Route)>,
     requests: IntCounterVec,
 }
 
 impl Endpoint {
-    fn new(registry: Registry, probes: Vec<(&'static str, Probe)>) -> Self {
+    fn new(registry: Registry, routes: Vec<(&'static str, Route)>) -> Self {
         let help = "Requests to the side HTTP endpoint, by path and status. Paths that are not served share the value other. 503 on /readyz or /healthz is the probe saying no.";
         let requests = IntCounterVec::new(Opts::new("millpond_http_requests_total", help), &["path", "code"])
             .expect("the name, labels and help are literals, and valid");
-        let endpoint = Endpoint { registry, probes, requests };
         // What can be asked is known, so every series is there from the first scrape.
-        for path in endpoint.paths() {
-            endpoint.requests.with_label_values(&[path, "200"]);
-            endpoint.requests.with_label_values(&[path, "405"]);
-        }
-        for (path, _) in &endpoint.probes {
-            endpoint.requests.with_label_values(&[path, "503"]);
+        for (path, route) in &routes {
+            requests.with_label_values(&[*path, "200"]);
+            requests.with_label_values(&[*path, "405"]);
+            if let Route::Probe(_) = route {
+                requests.with_label_values(&[*path, "503"]);
+            }
         }
         for code in ["400", "404", "431", "505"] {
-            endpoint.requests.with_label_values(&[OTHER, code]);
+            requests.with_label_values(&[OTHER, code]);
         }
-        endpoint
-    }
-
-    fn paths(&self) -> impl Iterator<Item = &'static str> {
-        ["/metrics"].into_iter().chain(self.probes.iter().map(|(path, _)| *path))
+        Endpoint { registry, routes, requests }
     }
 
     /// The answer to a request, and the path it is counted under.
     fn answer(&self, head: &Head<'_>) -> (&'static str, Answer) {
-        let Some(path) = self.paths().find(|path| *path == head.path) else {
+        let Some((path, route)) = self.routes.iter().find(|(path, _)| *path == head.path) else {
             let mut text = String::from("nothing is served here; there are");
-            self.paths().for_each(|path| {
+            for (path, _) in &self.routes {
                 text.push(' ');
                 text.push_str(path);
-            });
+            }
             text.push('\n');
             return (OTHER, Answer::text(404, text));
         };
         if !matches!(head.method, "GET" | "HEAD") {
             return (path, Answer::method_not_allowed());
         }
-        let answer = match self.probes.iter().find(|(known, _)| *known == path) {
-            None => self.metrics(),
-            Some((_, probe)) => match probe() {
+        let answer = match route {
+            Route::Metrics => self.metrics(),
+            Route::Probe(probe) => match probe() {
                 Ok(()) => Answer::text(200, "ok\n"),
                 Err(reason) => Answer::text(503, reason + "\n"),
             },
+            Route::Page => Answer::page(page::HTML, page::POLICY),
+            Route::Status(server) => {
+                Answer::json(serde_json::to_vec(&server.status()).expect("plain data can be written as JSON"))
+            }
         };
         (path, answer)
     }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::Meter;
-use super::worker::{WorkerReading, busy_ns};
+use super::worker::{Occupation, WorkerReading, busy_ns};
 use super::workers::Shared;
 use crate::metrics::{LATENCY_BOUNDS_NS, Page, Reading, Source};
 
@@ -62,6 +62,24 @@ pub struct Stats {
     pub job_duration: Durations,
 }
 
+impl Stats {
+    /// Jobs ended, by the outcome's name.
+    pub(crate) fn ended(&self) -> [(&'static str, u64); 5] {
+        [
+            ("completed", self.completed),
+            ("panicked", self.panicked),
+            ("cancelled", self.cancelled),
+            ("expired", self.expired),
+            ("aborted", self.aborted),
+        ]
+    }
+
+    /// Submissions refused, by the reason's name.
+    pub(crate) fn rejected(&self) -> [(&'static str, u64); 2] {
+        [("full", self.rejected_full), ("draining", self.rejected_draining)]
+    }
+}
+
 /// How many durations of which size were counted.
 #[derive(Clone, Debug)]
 pub struct Durations(Reading<{ LATENCY_BOUNDS_NS.len() }>);
@@ -69,6 +87,10 @@ pub struct Durations(Reading<{ LATENCY_BOUNDS_NS.len() }>);
 impl Durations {
     fn none() -> Self {
         Durations(Reading::new(&LATENCY_BOUNDS_NS))
+    }
+
+    pub(crate) fn reading(&self) -> &Reading<{ LATENCY_BOUNDS_NS.len() }> {
+        &self.0
     }
 
     /// How many were counted.
@@ -131,7 +153,9 @@ impl<J> Shared<J> {
             let word = cell.busy_word();
             // The clock after the word, so that a running job's start is not in the future.
             busy_total_ns += busy_ns(word, self.watch.now_ns());
-            started_ns = started_ns.into_iter().chain(cell.running_since_ns()).min();
+            if let Occupation::Busy { since_ns } = cell.occupation() {
+                started_ns = started_ns.into_iter().chain([since_ns]).min();
+            }
         }
         // Workers may have come since the first step.
         stats.workers = stats.workers.max(stats.busy);
@@ -160,6 +184,10 @@ impl<J> Shared<J> {
             + dropped.iter().map(|count| count.load(Ordering::Acquire)).sum::<u64>();
         let depth = pushed.saturating_sub(taken);
         Duration::from_nanos(self.oldest_age_ns(depth, taken, self.watch.now_ns()))
+    }
+
+    pub(super) fn read_workers(&self) -> Vec<(Occupation, u64)> {
+        self.cells().iter().chain(&self.helper).map(|cell| (cell.occupation(), cell.read().taken())).collect()
     }
 
     fn oldest_age_ns(&self, depth: u64, taken: u64, now_ns: u64) -> u64 {
@@ -233,18 +261,12 @@ impl Source for PoolMetrics {
             stats.submitted,
         );
         const JOBS: &str = "Jobs ended, by outcome. Anything but completed deserves a look; panicked is a bug in what the jobs run.";
-        for (outcome, count) in [
-            ("completed", stats.completed),
-            ("panicked", stats.panicked),
-            ("cancelled", stats.cancelled),
-            ("expired", stats.expired),
-            ("aborted", stats.aborted),
-        ] {
+        for (outcome, count) in stats.ended() {
             page.counter("millpond_pool_jobs_total", JOBS, &[("outcome", outcome)], count);
         }
         const REJECTED: &str =
             "Submissions refused, by reason. Rising full, the queue is too small or the workers too slow.";
-        for (reason, count) in [("full", stats.rejected_full), ("draining", stats.rejected_draining)] {
+        for (reason, count) in stats.rejected() {
             page.counter("millpond_pool_rejected_total", REJECTED, &[("reason", reason)], count);
         }
     }

@@ -59,7 +59,7 @@ pub use self::handle::{CancelToken, JobError, JobHandle};
 use self::job::{JobCell, Run, Runner, Task};
 pub use self::map::Map;
 pub use self::metrics::{Durations, Stats};
-pub(crate) use self::worker::{Handler, Job, Outcome, Turn, quietly};
+pub(crate) use self::worker::{Handler, Job, Occupation, Outcome, Turn, quietly};
 pub use self::workers::InitError;
 pub(crate) use self::workers::{Helper, Patience, Settings, Workers};
 use crate::clock::Clock;
@@ -395,6 +395,9 @@ pub(crate) trait Meter: Send + Sync {
     fn stats(&self) -> Stats;
     /// See [`Pool::oldest_age`].
     fn oldest_age(&self) -> Duration;
+    /// What each worker does, by its number, and how many jobs it has taken; those that a resize let go stand among
+    /// them. Takes no lock that a worker waits for.
+    fn workers(&self) -> Vec<(Occupation, u64)>;
 }
 
 /// As many workers as the machine runs threads at once.

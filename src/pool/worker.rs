@@ -162,14 +162,14 @@ pub(crate) struct WorkerCell {
     expired: Counter,
     /// The module's part on busy time: the sum when idle, the sum less the start when busy.
     busy: AtomicU64,
-    /// When the running job started; 0 when none runs. Written by the worker, read for the longest-running
-    /// age, alone.
-    running_since_ns: AtomicU64,
+    /// Since when the worker is as it is: with [`RUNNING`] when the running job started, without when it became
+    /// idle; 0 when it has not run a job yet. Written by the worker.
+    since: AtomicU64,
     pub(crate) queue_wait: Latency,
     pub(crate) job_duration: Latency,
 }
 
-/// The bit of [`WorkerCell::busy`] that says a job runs; the rest is a count modulo 2^63.
+/// The bit of [`WorkerCell::busy`] and [`WorkerCell::since`] that says a job runs; the rest is a count modulo 2^63.
 const RUNNING: u64 = 1 << 63;
 
 /// What a [`WorkerCell`] said at one moment.
@@ -177,6 +177,15 @@ const RUNNING: u64 = 1 << 63;
 pub(crate) struct WorkerReading {
     pub(crate) ended: Ended,
     pub(crate) busy: bool,
+}
+
+/// What a worker does, and since when by the pool's clock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Occupation {
+    /// It waits for a job. 0: since it was started.
+    Idle { since_ns: u64 },
+    /// It runs the job that it started then.
+    Busy { since_ns: u64 },
 }
 
 /// How many jobs a worker has ended, by outcome.
@@ -210,7 +219,7 @@ impl WorkerCell {
             cancelled: Counter::default(),
             expired: Counter::default(),
             busy: AtomicU64::new(0),
-            running_since_ns: AtomicU64::new(0),
+            since: AtomicU64::new(0),
             queue_wait: Latency::new(&LATENCY_BOUNDS_NS),
             job_duration: Latency::new(&LATENCY_BOUNDS_NS),
         }
@@ -218,7 +227,7 @@ impl WorkerCell {
 
     fn start(&self, now_ns: u64) {
         self.taken.add(1);
-        self.running_since_ns.store(now_ns, Ordering::Relaxed);
+        self.since.store(now_ns | RUNNING, Ordering::Relaxed);
         let busy = self.busy.load(Ordering::Relaxed);
         if busy & RUNNING == 0 {
             // Release, against the reader's Acquire: its later look at the clock is then no earlier than
@@ -228,7 +237,7 @@ impl WorkerCell {
     }
 
     fn rest(&self, now_ns: u64) {
-        self.running_since_ns.store(0, Ordering::Relaxed);
+        self.since.store(now_ns, Ordering::Relaxed);
         let busy = self.busy.load(Ordering::Relaxed);
         if busy & RUNNING != 0 {
             self.busy.store(busy.wrapping_add(now_ns) & !RUNNING, Ordering::Release);
@@ -263,8 +272,12 @@ impl WorkerCell {
         self.busy.load(Ordering::Acquire)
     }
 
-    pub(crate) fn running_since_ns(&self) -> Option<u64> {
-        Some(self.running_since_ns.load(Ordering::Relaxed)).filter(|since| *since != 0)
+    /// What the worker does, and since when.
+    pub(crate) fn occupation(&self) -> Occupation {
+        match self.since.load(Ordering::Relaxed) {
+            busy if busy & RUNNING != 0 => Occupation::Busy { since_ns: busy & !RUNNING },
+            idle => Occupation::Idle { since_ns: idle },
+        }
     }
 }
 

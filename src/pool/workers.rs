@@ -44,7 +44,7 @@ use super::crew::{Awaited, Refusal};
 use super::current::{self, Identity, PoolId};
 use super::metrics::Stats;
 use super::queue::{Queue, Refused};
-use super::worker::{self, Handler, Job, Outcome, Watch, WorkerCell, quietly};
+use super::worker::{self, Handler, Job, Occupation, Outcome, Watch, WorkerCell, quietly};
 use super::{Drained, MAX_QUEUE_CAPACITY, MAX_WORKERS, Meter, PoolError, Rejected, panic_message};
 use crate::clock::Clock;
 use crate::sync::lock;
@@ -409,6 +409,10 @@ impl<J: Job> Meter for Shared<J> {
 
     fn oldest_age(&self) -> Duration {
         self.read_oldest_age()
+    }
+
+    fn workers(&self) -> Vec<(Occupation, u64)> {
+        self.read_workers()
     }
 }
 

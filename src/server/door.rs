@@ -39,6 +39,16 @@ pub enum Overload {
     Evict,
 }
 
+impl Overload {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Overload::Wait => "wait",
+            Overload::Reject => "reject",
+            Overload::Evict => "evict",
+        }
+    }
+}
+
 /// The listener with its pauses.
 #[derive(Debug)]
 pub(crate) struct Door {

@@ -11,10 +11,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::Core;
+use super::stint::Stint;
 use crate::metrics::{
     Counter, LATENCY_BOUNDS_NS, LIFETIME_BOUNDS_NS, Latency, Lifetime, Page, Reading, Source,
 };
-use crate::pool::Meter;
+use crate::pool::{Meter, Stats};
 
 /// Why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,7 +89,7 @@ pub(crate) enum AcceptFailure {
     Other,
 }
 
-pub(crate) const ACCEPT_FAILURES: [(AcceptFailure, &str); 3] = [
+const ACCEPT_FAILURES: [(AcceptFailure, &str); 3] = [
     (AcceptFailure::FdLimit, "fd_limit"),
     (AcceptFailure::Aborted, "aborted"),
     (AcceptFailure::Other, "other"),
@@ -98,6 +99,8 @@ pub(crate) const ACCEPT_FAILURES: [(AcceptFailure, &str); 3] = [
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Cell {
+    /// Whom the thread serves as a worker.
+    pub(crate) stint: Stint,
     pub(crate) received: Counter,
     pub(crate) sent: Counter,
     closed: [Counter; Reason::ALL.len()],
@@ -109,6 +112,7 @@ pub(crate) struct Cell {
 impl Cell {
     fn new() -> Self {
         Cell {
+            stint: Stint::default(),
             received: Counter::default(),
             sent: Counter::default(),
             closed: Default::default(),
@@ -149,10 +153,28 @@ pub(crate) struct Totals {
     closed: [u64; Reason::ALL.len()],
     duration: Reading<{ LIFETIME_BOUNDS_NS.len() }>,
     first_byte: Reading<{ LATENCY_BOUNDS_NS.len() }>,
-    echo_latency: Reading<{ LATENCY_BOUNDS_NS.len() }>,
+    pub(crate) echo_latency: Reading<{ LATENCY_BOUNDS_NS.len() }>,
+}
+
+/// Open connections, by state.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Open {
+    /// Waiting for their client.
+    pub(crate) idle: u64,
+    /// Waiting for a worker.
+    pub(crate) queued: u64,
+    /// With a worker.
+    pub(crate) active: u64,
+    /// Waiting for their client's end.
+    pub(crate) closing: u64,
 }
 
 impl Totals {
+    /// Closed connections, by the reason's name.
+    pub(crate) fn closures(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        Reason::ALL.iter().map(|reason| (reason.as_str(), self.closed(*reason)))
+    }
+
     pub(crate) fn closed(&self, reason: Reason) -> u64 {
         self.closed[reason as usize]
     }
@@ -184,9 +206,29 @@ impl Ledger {
         self.accept_errors[failure as usize].add(1);
     }
 
-    /// Failed `accept`s of one kind.
-    pub(crate) fn accept_errors(&self, failure: AcceptFailure) -> u64 {
-        self.accept_errors[failure as usize].get()
+    /// Refused connections, by the reason's name.
+    pub(crate) fn rejections(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        REFUSALS.iter().map(|(refusal, reason)| (*reason, self.rejected[*refusal as usize].get()))
+    }
+
+    /// Failed `accept`s, by the kind's name.
+    pub(crate) fn failed_accepts(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        ACCEPT_FAILURES.iter().map(|(failure, kind)| (*kind, self.accept_errors[*failure as usize].get()))
+    }
+
+    /// How many connections are open, by state. The readings were taken one after the other, so a connection that
+    /// ended in between may be counted as busy and closed; the sum stays true.
+    pub(crate) fn open(&self, totals: &Totals, pool: &Stats) -> Open {
+        let mut idle = totals.accepted - totals.closed_in_all();
+        let mut at_most = |count: u64| {
+            let count = count.min(idle);
+            idle -= count;
+            count
+        };
+        let closing = at_most(self.closing.load(Ordering::Relaxed));
+        let active = at_most(pool.busy as u64);
+        let queued = at_most(pool.queue_depth);
+        Open { idle, queued, active, closing }
     }
 
     /// Adds up all accounts, in the order the module explains.
@@ -229,18 +271,9 @@ impl Source for ServerMetrics {
         let pool = self.pool.stats();
         let totals = ledger.totals();
 
-        // A connection that ends between the readings may be counted as busy and closed; the sum stays true.
-        let mut open = totals.accepted - totals.closed_in_all();
-        let mut at_most = |count: u64| {
-            let count = count.min(open);
-            open -= count;
-            count
-        };
-        let closing = at_most(ledger.closing.load(Ordering::Relaxed));
-        let active = at_most(pool.busy as u64);
-        let queued = at_most(pool.queue_depth);
+        let Open { idle, queued, active, closing } = ledger.open(&totals, &pool);
         const CONNECTIONS: &str = "Open connections by state: idle ones wait for their client, queued ones for a worker, active ones are being served, closing ones for the client's end. Queued for long means too few workers.";
-        for (state, count) in [("idle", open), ("queued", queued), ("active", active), ("closing", closing)] {
+        for (state, count) in [("idle", idle), ("queued", queued), ("active", active), ("closing", closing)] {
             page.gauge("millpond_connections", CONNECTIONS, &[("state", state)], count as f64);
         }
         page.gauge(
@@ -255,20 +288,20 @@ impl Source for ServerMetrics {
             &[],
             totals.accepted,
         );
-        for (refusal, reason) in REFUSALS {
+        for (reason, count) in ledger.rejections() {
             page.counter(
                 "millpond_connections_rejected_total",
                 "Connections the kernel accepted and the server refused, by reason. Each is a client turned away.",
                 &[("reason", reason)],
-                ledger.rejected[refusal as usize].get(),
+                count,
             );
         }
-        for reason in Reason::ALL {
+        for (reason, count) in totals.closures() {
             page.counter(
                 "millpond_connections_closed_total",
                 "Connections closed, by reason. write_timeout and error are the clients' or the network's doing, panicked a bug in the service, aborted work that was lost.",
-                &[("reason", reason.as_str())],
-                totals.closed(reason),
+                &[("reason", reason)],
+                count,
             );
         }
         page.histogram(
@@ -298,12 +331,12 @@ impl Source for ServerMetrics {
             &[],
             totals.sent,
         );
-        for (failure, kind) in ACCEPT_FAILURES {
+        for (kind, count) in ledger.failed_accepts() {
             page.counter(
                 "millpond_accept_errors_total",
                 "Failed accepts, by kind. fd_limit means no descriptor was left: raise the limit or lower --max-connections.",
                 &[("kind", kind)],
-                ledger.accept_errors(failure),
+                count,
             );
         }
     }

@@ -39,6 +39,8 @@ mod gate;
 mod metrics;
 mod reactor;
 mod service;
+mod status;
+mod stint;
 mod turn;
 
 use std::fmt;
@@ -46,7 +48,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering, fence};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::{Receiver, Sender, bounded, unbounded};
 use prometheus::Registry;
@@ -256,10 +258,12 @@ impl<S> ServerBuilder<S> {
         let (notes, inbox) = unbounded();
         let core = Arc::new(Core {
             clock,
+            started: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default(),
             lifecycle: Arc::new(Lifecycle::default()),
             ledger: Ledger::new(settings.workers),
             max_connections,
-            max_queue_wait: settings.limits.queue_wait,
+            limits: settings.limits.clone(),
+            overload: settings.overload,
             waker,
             notes,
             wants_notes: AtomicBool::new(false),
@@ -465,12 +469,7 @@ impl Running {
     /// Failed accepts so far, by the kind's name.
     pub(crate) fn accept_errors(&self) -> impl Fn() -> Vec<(&'static str, u64)> + use<> {
         let core = Arc::clone(&self.handle.core);
-        move || {
-            metrics::ACCEPT_FAILURES
-                .iter()
-                .map(|(failure, kind)| (*kind, core.ledger.accept_errors(*failure)))
-                .collect()
-        }
+        move || core.ledger.failed_accepts().collect()
     }
 
     /// Blocks until the server has drained; `None` if its reactor panicked.
@@ -542,7 +541,7 @@ impl ServerHandle {
             STARVED => return Err(NotReady::OutOfDescriptors),
             _ => {}
         }
-        if let Some(limit) = self.core.max_queue_wait {
+        if let Some(limit) = self.core.limits.queue_wait {
             let oldest = self.pool.oldest_age();
             if oldest > limit {
                 return Err(NotReady::Overloaded { oldest, limit });
@@ -661,10 +660,13 @@ enum Note {
 #[derive(Debug)]
 struct Core {
     clock: Clock,
+    /// When the clock was started, since 1970.
+    started: Duration,
     lifecycle: Arc<Lifecycle>,
     ledger: Ledger,
     max_connections: usize,
-    max_queue_wait: Option<Duration>,
+    limits: Limits,
+    overload: Overload,
     waker: mio::Waker,
     /// To the reactor. It has no bound of its own and needs none: a connection sends two notes at most, and
     /// its slot is not used again until the reactor has read them.

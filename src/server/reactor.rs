@@ -48,7 +48,7 @@ use super::gate::{Cut, Readiness, Ready, Standing};
 use super::metrics::{AcceptFailure, Reason, Refusal, Totals};
 use super::service::Service;
 use super::turn::{Attendant, Job};
-use super::{AT_EASE, Bound, Core, FULL, HEARTBEAT, Limits, Note, STARVED};
+use super::{AT_EASE, Bound, Core, FULL, HEARTBEAT, Note, STARVED};
 use crate::clock::{later, ns};
 use crate::lifecycle::Phase;
 use crate::pool::{Helper, Patience, Workers, panic_message, quietly, remaining};
@@ -185,8 +185,6 @@ pub(super) struct Reactor<S: Service> {
     helper: Option<Helper<Job<S>, Attendant<S>>>,
     /// Whether jobs waited when it last lent a hand.
     jobs_wait: bool,
-    limits: Limits,
-    overload: Overload,
     door: Door,
     poll: Poll,
     inbox: Receiver<Note>,
@@ -211,8 +209,6 @@ impl<S: Service> Reactor<S> {
             pool,
             helper,
             jobs_wait: false,
-            limits: settings.limits,
-            overload: settings.overload,
             door,
             poll,
             inbox,
@@ -342,7 +338,7 @@ impl<S: Service> Reactor<S> {
 
     /// Waits for the client's end of a connection whose write side is shut down.
     fn begin_linger(&mut self, slot: usize, now_ns: u64) {
-        let lifetime = self.limits.lifetime.unwrap_or(Duration::MAX);
+        let lifetime = self.core.limits.lifetime.unwrap_or(Duration::MAX);
         let until_ns = later(now_ns, LINGER).min(later(self.slots[slot].connection.accepted_ns, lifetime));
         if self.slots[slot].linger_until_ns.replace(until_ns).is_none() {
             self.core.ledger.closing.fetch_add(1, Ordering::Relaxed);
@@ -435,11 +431,12 @@ impl<S: Service> Reactor<S> {
     /// Why a parked connection is to be closed now, or when to ask again.
     fn verdict(&self, held: &Slot<S::Session>, now_ns: u64) -> Result<Reason, u64> {
         let (accepted_ns, parked_ns) = (held.connection.accepted_ns, held.connection.parked_ns());
-        let lifetime = self.limits.lifetime.map(|lifetime| (later(accepted_ns, lifetime), Reason::Aborted));
+        let lifetime =
+            self.core.limits.lifetime.map(|lifetime| (later(accepted_ns, lifetime), Reason::Aborted));
         let blocked_ns = held.connection.blocked_ns();
         let timeout = match blocked_ns {
-            Some(since_ns) => Some((later(since_ns, self.limits.write), Reason::WriteTimeout)),
-            None => self.limits.idle.map(|idle| (later(parked_ns, idle), Reason::IdleTimeout)),
+            Some(since_ns) => Some((later(since_ns, self.core.limits.write), Reason::WriteTimeout)),
+            None => self.core.limits.idle.map(|idle| (later(parked_ns, idle), Reason::IdleTimeout)),
         };
         // Blocked output is still on its way to the client: that is not idle.
         let drain = held
@@ -457,9 +454,12 @@ impl<S: Service> Reactor<S> {
     /// when one has and a worker still holds it.
     fn next_review_ns(&self, slot: usize, now_ns: u64) -> u64 {
         let drain = matches!(self.stage, Stage::Draining(_)).then_some(IDLE_MOMENT);
-        let longest = self.limits.idle.into_iter().chain(drain).fold(self.limits.write, Duration::min);
-        let end_ns =
-            later(self.slots[slot].connection.accepted_ns, self.limits.lifetime.unwrap_or(Duration::MAX));
+        let longest =
+            self.core.limits.idle.into_iter().chain(drain).fold(self.core.limits.write, Duration::min);
+        let end_ns = later(
+            self.slots[slot].connection.accepted_ns,
+            self.core.limits.lifetime.unwrap_or(Duration::MAX),
+        );
         later(now_ns, longest).min(end_ns).max(later(now_ns, SHORTEST_REVIEW))
     }
 
@@ -470,7 +470,7 @@ impl<S: Service> Reactor<S> {
     /// How long a connection is silent in a drain before it is closed as idle.
     fn idle_moment(&self) -> Duration {
         let open = u32::try_from(self.slots.len()).unwrap_or(u32::MAX);
-        IDLE_SHARE.saturating_mul(open).min(self.limits.drain / 4).max(IDLE_MOMENT)
+        IDLE_SHARE.saturating_mul(open).min(self.core.limits.drain / 4).max(IDLE_MOMENT)
     }
 
     /// Closes a connection that was parked a moment ago, unless its client has just sent something.
@@ -534,7 +534,7 @@ impl<S: Service> Reactor<S> {
             }
             let overloaded = !draining && *overloaded.get_or_insert_with(|| self.is_overloaded());
             let mut spare = None;
-            let refusal = match self.overload {
+            let refusal = match self.core.overload {
                 // A drain serves whomever it finds in the backlog, when there is room.
                 _ if draining && self.is_full() => return None,
                 Overload::Wait if self.is_full() => return None,
@@ -574,7 +574,7 @@ impl<S: Service> Reactor<S> {
     }
 
     fn is_overloaded(&self) -> bool {
-        self.core.max_queue_wait.is_some_and(|limit| self.pool.oldest_age() > limit)
+        self.core.limits.queue_wait.is_some_and(|limit| self.pool.oldest_age() > limit)
     }
 
     /// Takes a newcomer in, in the place of the connection `spare` where there is one.
@@ -657,7 +657,7 @@ impl<S: Service> Reactor<S> {
     fn publish_strain(&self) {
         let strain = if self.door.is_starved() {
             STARVED
-        } else if self.is_full() && self.overload != Overload::Evict {
+        } else if self.is_full() && self.core.overload != Overload::Evict {
             FULL
         } else {
             AT_EASE
@@ -672,9 +672,10 @@ impl<S: Service> Reactor<S> {
         if let Stage::Serving = self.stage
             && self.core.lifecycle.drain_requested()
         {
-            self.core.lifecycle.enter(Phase::LameDuck);
-            debug!(lame_duck = ?self.limits.lame_duck, "not ready for new work, and still taking it");
-            self.stage = Stage::LameDuck { until_ns: later(now_ns, self.limits.lame_duck) };
+            let until_ns = later(now_ns, self.core.limits.lame_duck);
+            self.core.lifecycle.start_lame_duck(until_ns);
+            debug!(lame_duck = ?self.core.limits.lame_duck, "not ready for new work, and still taking it");
+            self.stage = Stage::LameDuck { until_ns };
         }
         if let Stage::LameDuck { until_ns } = self.stage
             && now_ns >= until_ns
@@ -694,16 +695,17 @@ impl<S: Service> Reactor<S> {
     }
 
     fn begin_drain(&mut self, now_ns: u64) {
-        self.core.lifecycle.start_drain(self.limits.drain);
+        let deadline_ns = later(now_ns, self.core.limits.drain);
+        self.core.lifecycle.start_drain(self.core.limits.drain, deadline_ns);
         self.door.stop_listening();
         self.stage = Stage::Draining(Box::new(Drain {
             started_ns: now_ns,
-            deadline_ns: later(now_ns, self.limits.drain),
+            deadline_ns,
             before: self.core.ledger.totals(),
             sealed: false,
         }));
-        debug!(open = self.slots.len(), timeout = ?self.limits.drain, "draining");
-        let step_ns = ns(SPREAD_STEP).min(ns(self.limits.drain) / 2 / self.slots.len().max(1) as u64);
+        debug!(open = self.slots.len(), timeout = ?self.core.limits.drain, "draining");
+        let step_ns = ns(SPREAD_STEP).min(ns(self.core.limits.drain) / 2 / self.slots.len().max(1) as u64);
         let moment = self.idle_moment();
         let slots: Vec<usize> = self.slots.iter().map(|(slot, _)| slot).collect();
         for (place, slot) in slots.into_iter().enumerate() {

@@ -22,6 +22,7 @@ use super::connection::{Connection, Held, Sent};
 use super::gate::Park;
 use super::metrics::{Cell, Reason};
 use super::service::{Next, Service};
+use super::stint::Served;
 use super::{Core, Note};
 use crate::clock::later;
 use crate::pool::{self, Handler, Outcome, Turn, panic_message};
@@ -75,6 +76,12 @@ impl<S: Service> Handler<Job<S>> for Attendant<S> {
             // Cut, and closed, while it stood in the queue.
             return;
         }
+        self.cell().stint.begin(&Served {
+            started_ns: turn.started_ns(),
+            connection: connection.serial,
+            peer: connection.peer,
+            received_before: self.cell().received.get(),
+        });
         let mut clock = Stopwatch { since_ns: turn.submitted_ns() };
         let mut budget = self.budget;
         loop {

@@ -1,0 +1,238 @@
+//! What a server says of itself at one moment, as `/status.json` shows it.
+//!
+//! Counters only rise, and every time is one of a monotonic clock, so whoever reads twice takes differences for rates, and
+//! the server keeps no windows. A reading takes no lock that a worker waits on; its parts are read one after the other,
+//! so a worker may have gone on to the next job between the pool's numbers and its own row.
+//!
+//! The field names are the document's. They end in their units; `_total` says that a number only rises.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::ServerHandle;
+use super::metrics::{Cell, Open};
+use crate::clock::seconds;
+use crate::metrics::{LATENCY_BOUNDS_NS, Reading};
+use crate::pool::Occupation;
+
+/// The whole document.
+#[derive(Debug, Serialize)]
+pub(crate) struct Status {
+    /// The server's name.
+    server: String,
+    /// Of this crate, and the revision it was built from.
+    version: &'static str,
+    revision: &'static str,
+    /// Now, by the clock of every `since_seconds` and `until_seconds`: how long ago the server was bound.
+    uptime_seconds: f64,
+    /// When the server was bound, in seconds since 1970. It tells one server from the next at the same address.
+    started_timestamp_seconds: f64,
+    /// `serving`, `lame_duck`, `draining` or `stopped`.
+    phase: &'static str,
+    /// When the lame duck or the drain will be over at the latest; null in other phases.
+    phase_until_seconds: Option<f64>,
+    /// Why `/readyz` says no; null while new work is welcome.
+    not_ready: Option<String>,
+    /// Why `/healthz` says no; null while the reactor comes round.
+    unhealthy: Option<String>,
+    limits: Limits,
+    /// The upper bounds of the histograms' buckets, each inclusive, ascending; the last bucket has none.
+    latency_bounds_seconds: Vec<f64>,
+    pool: Pool,
+    connections: Connections,
+    /// Failed accepts, by kind.
+    accept_errors_total: BTreeMap<&'static str, u64>,
+    /// Readable until answered: what the server adds to each message.
+    echo_latency: Histogram,
+    received_bytes_total: u64,
+    sent_bytes_total: u64,
+    /// One row for each worker, by its number from 0.
+    workers: Vec<Worker>,
+}
+
+/// The limits in force. Null is no limit.
+#[derive(Debug, Serialize)]
+struct Limits {
+    workers: usize,
+    queue_capacity: usize,
+    connections: usize,
+    /// The age of the oldest waiting connection from which the server counts as overloaded.
+    queue_wait_seconds: Option<f64>,
+    idle_timeout_seconds: Option<f64>,
+    write_timeout_seconds: f64,
+    lame_duck_seconds: f64,
+    drain_timeout_seconds: f64,
+    /// What happens to newcomers at a limit: `wait`, `reject` or `evict`.
+    overload: &'static str,
+}
+
+/// The pool's numbers, named as its metrics.
+#[derive(Debug, Serialize)]
+struct Pool {
+    busy: usize,
+    /// Worker time spent in jobs, the running ones included.
+    busy_seconds_total: f64,
+    queue_depth: u64,
+    /// How long the job at the head of the queue has waited.
+    queue_oldest_age_seconds: f64,
+    /// How long the longest-running job has run.
+    longest_running_seconds: f64,
+    submitted_total: u64,
+    /// Jobs ended, by outcome.
+    jobs_total: BTreeMap<&'static str, u64>,
+    /// Jobs refused, by reason.
+    rejected_total: BTreeMap<&'static str, u64>,
+    /// Submitted until a worker took it.
+    queue_wait: Histogram,
+    /// How long jobs held their worker.
+    job_duration: Histogram,
+}
+
+/// Connections open now by state, and all there ever were.
+#[derive(Debug, Serialize)]
+struct Connections {
+    idle: u64,
+    queued: u64,
+    active: u64,
+    closing: u64,
+    accepted_total: u64,
+    /// Those turned away, by reason.
+    rejected_total: BTreeMap<&'static str, u64>,
+    /// Those closed, by reason.
+    closed_total: BTreeMap<&'static str, u64>,
+}
+
+/// Durations counted by size; all numbers only rise.
+#[derive(Debug, Serialize)]
+struct Histogram {
+    /// How many fell into each bucket of `latency_bounds_seconds`, and last how many were longer. Not cumulative.
+    counts: Vec<u64>,
+    sum_seconds: f64,
+}
+
+/// One worker.
+#[derive(Debug, Serialize)]
+struct Worker {
+    /// `idle` or `busy`.
+    state: &'static str,
+    /// Since when.
+    since_seconds: f64,
+    /// Jobs taken so far, the running one included.
+    jobs: u64,
+    /// Of a busy worker: whom it serves. Missing for the instant before it has said so.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    serves: Option<Serves>,
+}
+
+/// Whom a busy worker serves.
+#[derive(Debug, Serialize)]
+struct Serves {
+    /// The connection's number, in the order they were accepted.
+    connection: u64,
+    peer: SocketAddr,
+    /// Bytes read from it in this turn so far.
+    turn_bytes: u64,
+}
+
+impl ServerHandle {
+    /// What `/status.json` shows.
+    pub(crate) fn status(&self) -> Status {
+        let core = &self.core;
+        let pool = self.pool.stats();
+        let totals = core.ledger.totals();
+        let Open { idle, queued, active, closing } = core.ledger.open(&totals, &pool);
+        let (phase, until_ns) = core.lifecycle.phase_until_ns();
+        let rows = self.pool.workers().into_iter().zip(&core.ledger.workers);
+        let workers = rows.map(|((occupation, jobs), cell)| Worker::new(occupation, jobs, cell)).collect();
+        Status {
+            server: self.pool.name().to_owned(),
+            version: env!("CARGO_PKG_VERSION"),
+            revision: env!("MILLPOND_REVISION"),
+            started_timestamp_seconds: core.started.as_secs_f64(),
+            phase: phase.as_str(),
+            phase_until_seconds: until_ns.map(seconds),
+            not_ready: self.readiness().err().map(|reason| reason.to_string()),
+            unhealthy: self
+                .health()
+                .err()
+                .map(|since| format!("the reactor has not come round for {since:.1?}")),
+            limits: Limits {
+                workers: pool.workers,
+                queue_capacity: pool.queue_capacity,
+                connections: core.max_connections,
+                queue_wait_seconds: core.limits.queue_wait.as_ref().map(Duration::as_secs_f64),
+                idle_timeout_seconds: core.limits.idle.as_ref().map(Duration::as_secs_f64),
+                write_timeout_seconds: core.limits.write.as_secs_f64(),
+                lame_duck_seconds: core.limits.lame_duck.as_secs_f64(),
+                drain_timeout_seconds: core.limits.drain.as_secs_f64(),
+                overload: core.overload.as_str(),
+            },
+            latency_bounds_seconds: LATENCY_BOUNDS_NS.iter().copied().map(seconds).collect(),
+            pool: Pool {
+                busy: pool.busy,
+                busy_seconds_total: pool.busy_time.as_secs_f64(),
+                queue_depth: pool.queue_depth,
+                queue_oldest_age_seconds: pool.queue_oldest_age.as_secs_f64(),
+                longest_running_seconds: pool.longest_running.as_secs_f64(),
+                submitted_total: pool.submitted,
+                jobs_total: pool.ended().into(),
+                rejected_total: pool.rejected().into(),
+                queue_wait: pool.queue_wait.reading().into(),
+                job_duration: pool.job_duration.reading().into(),
+            },
+            connections: Connections {
+                idle,
+                queued,
+                active,
+                closing,
+                accepted_total: totals.accepted,
+                rejected_total: core.ledger.rejections().collect(),
+                closed_total: totals.closures().collect(),
+            },
+            accept_errors_total: core.ledger.failed_accepts().collect(),
+            echo_latency: (&totals.echo_latency).into(),
+            received_bytes_total: totals.received,
+            sent_bytes_total: totals.sent,
+            workers,
+            // Last, so that nothing above is said to have begun after it.
+            uptime_seconds: seconds(core.clock.now_ns()),
+        }
+    }
+}
+
+impl Worker {
+    fn new(occupation: Occupation, jobs: u64, cell: &Cell) -> Self {
+        match occupation {
+            Occupation::Idle { since_ns } => {
+                Worker { state: "idle", since_seconds: seconds(since_ns), jobs, serves: None }
+            }
+            Occupation::Busy { since_ns } => Worker {
+                state: "busy",
+                since_seconds: seconds(since_ns),
+                jobs,
+                serves: Serves::read(cell, since_ns),
+            },
+        }
+    }
+}
+
+impl Serves {
+    /// Whom the worker of this cell serves in the turn that started then.
+    fn read(cell: &Cell, started_ns: u64) -> Option<Self> {
+        // Before the note, and so without the bytes of a turn after the one it tells of.
+        let received = cell.received.get();
+        let served = cell.stint.read().filter(|served| served.started_ns == started_ns)?;
+        let turn_bytes = received.saturating_sub(served.received_before);
+        Some(Serves { connection: served.connection, peer: served.peer, turn_bytes })
+    }
+}
+
+impl<const BOUNDS: usize> From<&Reading<BOUNDS>> for Histogram {
+    fn from(reading: &Reading<BOUNDS>) -> Self {
+        let counts = reading.counts.iter().copied().chain([reading.beyond]).collect();
+        Histogram { counts, sum_seconds: seconds(reading.sum_ns) }
+    }
+}
