@@ -16,13 +16,21 @@ use super::config::{Config, LogFormat};
 /// Lines that may wait to be written: enough for a burst, and at most a few hundred kilobytes.
 const QUEUE: usize = 4096;
 
-/// Starts the log. What waits is written when the guard is dropped, within about a second.
-pub(crate) fn start(config: &Config) -> WorkerGuard {
-    let (writer, guard) = NonBlockingBuilder::default()
-        .lossy(true)
-        .buffered_lines_limit(QUEUE)
-        .thread_name("mill-log")
-        .finish(io::stderr());
+/// Starts the log. What waits is written when the guard is dropped, within about a second. `None` when the system
+/// refuses the thread that is to write it.
+pub(crate) fn start(config: &Config) -> Option<WorkerGuard> {
+    // The crate panics when it cannot have its thread. Nothing else runs yet, so nobody else's panic is kept quiet.
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let started = std::panic::catch_unwind(|| {
+        NonBlockingBuilder::default()
+            .lossy(true)
+            .buffered_lines_limit(QUEUE)
+            .thread_name("mill-log")
+            .finish(io::stderr())
+    });
+    std::panic::set_hook(hook);
+    let (writer, guard) = started.ok()?;
     let level = match config {
         Config { verbose: true, .. } => Level::DEBUG,
         Config { quiet: true, .. } => Level::WARN,
@@ -49,5 +57,5 @@ pub(crate) fn start(config: &Config) -> WorkerGuard {
             tracing::error!(thread = thread.name(), location, message, "panic");
         }
     }));
-    guard
+    Some(guard)
 }

@@ -62,14 +62,21 @@ pub(crate) fn run(config: &Config) -> ExitCode {
     };
     let max_connections = server.max_connections();
 
-    let log = logging::start(config);
+    let Some(log) = logging::start(config) else {
+        return fail(FAILED, refused_thread("the log", "no thread is to be had"));
+    };
     // Two tokens are all that matter; a handler must not block.
     let (signals, signalled) = bounded::<()>(2);
     let caught = ctrlc::set_handler(move || {
         let _ = signals.try_send(());
     });
-    if let Err(error) = caught {
-        return fail(FAILED, format_args!("signals cannot be caught: {error}"));
+    match caught {
+        Ok(()) => {}
+        // The one thing the system can refuse here; the crate does not pass on what it said.
+        Err(ctrlc::Error::System(_)) => {
+            return fail(FAILED, refused_thread("signals", "no thread is to be had"));
+        }
+        Err(error) => return fail(FAILED, format_args!("signals cannot be caught: {error}")),
     }
 
     let running = match server.start() {
@@ -195,11 +202,28 @@ fn explain(error: &ServerError, flag: &str) -> String {
         ServerError::ConnectionLimit { allowed, .. } => {
             format!("--max-connections: {line}; give at most {allowed}, or raise the limit (ulimit -n)")
         }
+        // Of the side HTTP endpoint, whose threads are few and no flag's: the workers leave it none.
+        ServerError::Pool(PoolError::Spawn { source, .. }) | ServerError::Thread(source)
+            if flag == "--metrics" =>
+        {
+            refused_thread("the side HTTP endpoint", source)
+        }
         ServerError::Pool(PoolError::Spawn { started, .. }) => {
             let fewer = if *started > 0 { format!("at most {started}, ") } else { String::new() };
-            let limits = "the limits on threads and memory (ulimit -u, ulimit -v)";
-            format!("--workers: {line}; give {fewer}a smaller --stack-size, or raise {limits}")
+            format!("--workers: {line}; give {fewer}a smaller --stack-size, or raise {THREAD_LIMITS}")
         }
+        ServerError::Thread(source) => refused_thread("the reactor", source),
         _ => line,
     }
+}
+
+/// What keeps threads from being started.
+const THREAD_LIMITS: &str = "the limits on threads and memory (ulimit -u, ulimit -v)";
+
+/// A thread that the system refused, whose, and how to make room for it: the workers are nearly all there are.
+fn refused_thread(whose: &str, why: impl std::fmt::Display) -> String {
+    format!(
+        "--workers: the system refused the thread of {whose}: {why}; give fewer, a smaller --stack-size, or raise \
+         {THREAD_LIMITS}"
+    )
 }

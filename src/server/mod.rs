@@ -383,8 +383,8 @@ impl<S: Service> Server<S> {
     ///
     /// # Errors
     ///
-    /// [`ServerError::Pool`] when the workers cannot be started, [`ServerError::Setup`] when the reactor
-    /// cannot. No thread is left behind.
+    /// [`ServerError::Pool`] when the workers cannot be started, [`ServerError::Thread`] and
+    /// [`ServerError::Setup`] when the reactor cannot. No thread is left behind.
     pub fn start(self) -> Result<Running, ServerError> {
         let Server { service, bound } = self;
         let (core, service, address) = (Arc::clone(&bound.core), Arc::new(service), bound.address);
@@ -417,7 +417,7 @@ impl<S: Service> Server<S> {
                 // Were the reactor to panic, `report` is dropped unsent, and whoever waits is told.
                 let _ = report.send(reactor.run());
             })
-            .map_err(ServerError::Setup)?;
+            .map_err(ServerError::Thread)?;
         Ok(Running { handle, outcome, address })
     }
 }
@@ -611,6 +611,8 @@ pub enum ServerError {
     },
     /// The worker pool did not start.
     Pool(PoolError),
+    /// The system refused the reactor its thread.
+    Thread(io::Error),
     /// The system refused something else that a server needs.
     Setup(io::Error),
 }
@@ -627,6 +629,7 @@ impl fmt::Display for ServerError {
             ),
             ServerError::Bind { address, .. } => write!(f, "cannot listen on {address}"),
             ServerError::Pool(_) => f.write_str("the worker pool did not start"),
+            ServerError::Thread(_) => f.write_str("the system refused the reactor's thread"),
             ServerError::Setup(_) => f.write_str("the system refused what a server needs"),
         }
     }
@@ -636,7 +639,9 @@ impl std::error::Error for ServerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             ServerError::ConnectionLimit { .. } => None,
-            ServerError::Bind { source, .. } | ServerError::Setup(source) => Some(source),
+            ServerError::Bind { source, .. } | ServerError::Thread(source) | ServerError::Setup(source) => {
+                Some(source)
+            }
             ServerError::Pool(source) => Some(source),
         }
     }
