@@ -88,18 +88,33 @@ fn no_descriptors_to_start_with_is_said_clearly() {
     assert_eq!(server.drain(), Some(0));
 }
 
-#[test]
-fn a_thread_that_the_system_refuses_is_said_clearly() {
-    // A stack larger than the address space the process may have.
-    let script = "ulimit -v 900000; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0 --stack-size 1GiB";
-    let output =
-        Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).output().expect("a shell");
+/// What it says when it cannot start under this limit of the shell's, in one line and with exit code 1.
+fn refused_under(limit: &str, flags: &str) -> String {
+    let script = format!("ulimit {limit}; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0 {flags}");
+    let mut command = Command::new("sh");
+    let output = command.args(["-c", &script, env!("CARGO_BIN_EXE_millpond")]).output().expect("a shell");
     let stderr = String::from_utf8(output.stderr).expect("text");
     assert_eq!(output.status.code(), Some(1), "{stderr}");
     assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr
+}
+
+#[test]
+fn a_thread_that_the_system_refuses_is_said_clearly() {
+    // A stack larger than all the memory it may have, which is not looked at before.
+    let stderr = refused_under("-d 900000", "--stack-size 1GiB");
     for part in ["--workers", "--stack-size", "ulimit -u"] {
         assert!(stderr.contains(part), "no {part} in {stderr}");
     }
+}
+
+#[test]
+fn a_limit_on_memory_that_cannot_be_met_is_said_before_anything_starts() {
+    let stderr = refused_under("-v 900000", "--stack-size 10MiB");
+    for part in ["--workers", "--stack-size", "ulimit -v"] {
+        assert!(stderr.contains(part), "no {part} in {stderr}");
+    }
+    assert!(stderr.contains("at most 8"), "a number that fits: {stderr}");
 }
 
 #[test]

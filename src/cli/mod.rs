@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod load;
 pub(crate) mod logging;
+mod memory;
 pub(crate) mod serve;
 pub(crate) mod summary;
 

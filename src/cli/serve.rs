@@ -1,8 +1,8 @@
 //! `millpond serve`: starts everything in order, waits for a signal, and takes everything down in order.
 //!
-//! Order at the start: raise the descriptor limit, bind both listeners, and only then start threads, so that
-//! whatever is wrong is said before anything runs. Order at the end: the echo server drains, the metrics
-//! answer until it has, and the report is the last line of the log.
+//! Order at the start: raise the descriptor limit, look at the one on memory, bind both listeners, and only
+//! then start threads, so that whatever is wrong is said before anything runs. Order at the end: the echo
+//! server drains, the metrics answer until it has, and the report is the last line of the log.
 //!
 //! The signal handler only puts a token into a channel. This thread takes it: the first begins the drain, the
 //! second ends the program at once. The crate that catches signals cannot tell SIGINT, SIGTERM and SIGHUP
@@ -20,7 +20,7 @@ use prometheus::{Gauge, Opts, Registry};
 use tracing::{info, warn};
 
 use super::config::Config;
-use super::{ABANDONED, CUT, FAILED, chain, fail, logging};
+use super::{ABANDONED, CUT, FAILED, chain, fail, logging, memory};
 
 /// Descriptors let go when they run out, for scrapes and what a scrape reads: the metrics endpoint's
 /// connections, and as many again.
@@ -34,6 +34,9 @@ pub(crate) fn run(config: &Config) -> ExitCode {
             return fail(FAILED, format_args!("the limit on open files cannot be raised: {error}"));
         }
     };
+    if let Err(why) = memory::suffices(config.workers, config.stack_size) {
+        return fail(FAILED, why);
+    }
     let mut builder = Server::builder("echo")
         .service(Laboured::new(Echo, config.work))
         .workers(config.workers)
