@@ -126,10 +126,23 @@ impl Door {
 
     /// Accepts one newcomer, if there is one.
     pub(crate) fn accept(&mut self, ledger: &Ledger, now_ns: u64) -> Knock {
-        let Some(listener) = &self.listener else {
-            return Knock::Nobody;
-        };
-        let error = match listener.accept() {
+        match &self.listener {
+            Some(listener) => {
+                let outcome = listener.accept();
+                self.answer(outcome, ledger, now_ns)
+            }
+            None => Knock::Nobody,
+        }
+    }
+
+    /// Decides what comes of an `accept`.
+    fn answer(
+        &mut self,
+        outcome: io::Result<(TcpStream, std::net::SocketAddr)>,
+        ledger: &Ledger,
+        now_ns: u64,
+    ) -> Knock {
+        let error = match outcome {
             Ok((stream, peer)) => {
                 self.pause = PAUSE;
                 return Knock::Newcomer(stream, peer);
@@ -303,6 +316,62 @@ mod tests {
         assert_eq!(pauses, [10, 20, 40, 80, 160, 320, 640, 1000, 1000]);
         assert!(!door.may_accept(1_999_999_999), "paused");
         assert!(door.may_accept(2_000_000_000), "the pause is over");
+    }
+
+    /// A door whose listener one client has come to, and that has three spare descriptors.
+    fn door_with_a_newcomer() -> (Door, std::net::TcpStream) {
+        let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a port");
+        let client =
+            std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+        let ballast = Ballast::new(&listener, 3).expect("three descriptors");
+        (Door::new(listener, ballast), client)
+    }
+
+    /// Failed accepts: for want of a descriptor, of vanished clients, and others.
+    fn failed(ledger: &Ledger) -> Vec<u64> {
+        ledger.failed_accepts().map(|(_, count)| count).collect()
+    }
+
+    #[test]
+    fn a_full_table_of_the_process_or_the_system_costs_a_pause_and_the_ballast() {
+        for errno in [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE] {
+            let ((mut door, client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
+            assert!(matches!(door.answer(Err(errno.into()), &ledger, 1_000_000), Knock::Paused), "{errno}");
+            assert_eq!(failed(&ledger), [1, 0, 0], "{errno}");
+            assert!(door.is_starved(), "the spare descriptors are for others now");
+            assert_eq!(door.paused_until_ns(), Some(1_000_000 + ns(PAUSE)));
+            assert!(!door.may_accept(1_000_000 + ns(PAUSE) - 1));
+            // Descriptors are to be had again, and who waited is let in.
+            assert!(door.may_accept(1_000_000 + ns(PAUSE)) && !door.is_starved());
+            match door.accept(&ledger, 2 * ns(PAUSE)) {
+                Knock::Newcomer(_, peer) => assert_eq!(peer, client.local_addr().expect("an address")),
+                other => panic!("{errno}: {other:?}"),
+            }
+            assert_eq!(door.pause, PAUSE, "the next pause is a short one again");
+        }
+    }
+
+    #[test]
+    fn a_newcomer_that_vanished_or_a_signal_costs_nothing() {
+        for (errno, counted) in
+            [(rustix::io::Errno::CONNABORTED, 1), (rustix::io::Errno::PROTO, 1), (rustix::io::Errno::INTR, 0)]
+        {
+            let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
+            assert!(matches!(door.answer(Err(errno.into()), &ledger, 1_000_000), Knock::Vanished), "{errno}");
+            assert_eq!(failed(&ledger), [0, counted, 0], "{errno}");
+            assert!(door.may_accept(1_000_000) && !door.is_starved(), "{errno}: the next may be sound");
+            assert!(matches!(door.accept(&ledger, 1_000_000), Knock::Newcomer(..)), "{errno}");
+        }
+    }
+
+    #[test]
+    fn any_other_failure_costs_a_pause_and_keeps_the_ballast() {
+        for errno in [rustix::io::Errno::NOMEM, rustix::io::Errno::NOBUFS, rustix::io::Errno::IO] {
+            let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
+            assert!(matches!(door.answer(Err(errno.into()), &ledger, 1_000_000), Knock::Paused), "{errno}");
+            assert_eq!(failed(&ledger), [0, 0, 1], "{errno}");
+            assert!(!door.is_starved() && !door.may_accept(1_000_000), "{errno}");
+        }
     }
 
     #[test]
