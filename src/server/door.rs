@@ -6,6 +6,7 @@
 //!   the policy says.
 //! - No `accept` error ends accepting. Each is counted; all but a vanished client pause the door, for 10 ms
 //!   at first and up to a second while it goes on, so that a full descriptor table costs no processor time.
+//!   Nor does a system that says of every client that it vanished: many in a row pause the door, too.
 //! - Other parts of the process find descriptors even when the door has run into the limit: a [`Ballast`] of
 //!   spare ones is dropped at the first failure, and the door stays shut until it could take all of them
 //!   back.
@@ -25,6 +26,10 @@ use crate::log_limit::LogLimit;
 /// The first and the longest pause after a failed `accept`.
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+/// Clients vanished in a row, for which the door pauses: as many as come at a time. A security policy that refuses
+/// every `accept` looks like this, and leaves the listener ready for ever.
+const VANISHED_IN_A_ROW: u32 = 64;
 
 /// What a server does with newcomers it has no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +64,8 @@ pub(crate) struct Door {
     /// Not before this time; 0 when not paused.
     paused_until_ns: u64,
     pause: Duration,
+    /// Clients that vanished since the last that did not.
+    vanished: u32,
     ballast: Ballast,
     log: LogLimit,
 }
@@ -83,6 +90,7 @@ impl Door {
             ready: true,
             paused_until_ns: 0,
             pause: PAUSE,
+            vanished: 0,
             ballast,
             log: LogLimit::default(),
         }
@@ -145,6 +153,7 @@ impl Door {
         let error = match outcome {
             Ok((stream, peer)) => {
                 self.pause = PAUSE;
+                self.vanished = 0;
                 return Knock::Newcomer(stream, peer);
             }
             Err(error) => error,
@@ -160,7 +169,11 @@ impl Door {
         let failure = classify(&error);
         ledger.accept_failed(failure);
         if failure == AcceptFailure::Aborted {
-            return Knock::Vanished;
+            self.vanished += 1;
+            if self.vanished < VANISHED_IN_A_ROW {
+                return Knock::Vanished;
+            }
+            self.vanished = 0;
         }
         if failure == AcceptFailure::FdLimit {
             self.ballast.drop_all();
@@ -362,6 +375,19 @@ mod tests {
             assert!(door.may_accept(1_000_000) && !door.is_starved(), "{errno}: the next may be sound");
             assert!(matches!(door.accept(&ledger, 1_000_000), Knock::Newcomer(..)), "{errno}");
         }
+    }
+
+    #[test]
+    fn clients_that_vanish_for_ever_cost_a_pause() {
+        let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
+        let mut vanish = || {
+            let refused = Err(rustix::io::Errno::PERM.into());
+            matches!(door.answer(refused, &ledger, 1_000_000), Knock::Vanished)
+        };
+        assert!((1..VANISHED_IN_A_ROW).all(|_| vanish()) && !vanish(), "the last of the row");
+        assert!(!door.may_accept(1_000_000), "paused");
+        assert!(door.may_accept(1_000_000 + ns(PAUSE)) && !door.is_starved());
+        assert!(matches!(door.accept(&ledger, 2 * ns(PAUSE)), Knock::Newcomer(..)));
     }
 
     #[test]
