@@ -198,3 +198,56 @@ impl<Session> Held<Session> {
         self.session.take()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::time::Duration;
+
+    use socket2::SockRef;
+
+    use super::*;
+
+    /// A connection for which the kernel keeps little, and its client.
+    fn tight() -> (Connection<()>, std::net::TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        SockRef::from(&listener).set_send_buffer_size(1).expect("a socket option");
+        let client =
+            std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+        client.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a socket option");
+        let (stream, peer) = listener.accept().expect("a client");
+        stream.set_nonblocking(true).expect("a socket option");
+        (Connection::new((0, 1), TcpStream::from_std(stream), peer, (), 1), client)
+    }
+
+    #[test]
+    fn output_goes_out_in_whatever_pieces_the_kernel_takes() {
+        let (connection, mut client) = tight();
+        let mut held = connection.hold();
+        let mut cut_short = 0;
+        for length in [1, 2, 1000, 64 * 1024, 1_000_003] {
+            let output: Vec<u8> = (0..length).map(|at| (at % 251) as u8 ^ (at / 251) as u8).collect();
+            let (mut outcome, mut sent) = held.send(&output).expect("the client is there");
+            let (mut answer, mut piece) = (Vec::new(), vec![0; 4096]);
+            for size in (1..=4096).cycle() {
+                if outcome == Sent::Blocked {
+                    assert!(held.owes());
+                    let (now, more) = held.flush().expect("the client is there");
+                    cut_short += usize::from(now == Sent::Blocked && more > 0);
+                    (outcome, sent) = (now, sent + more);
+                    assert!(sent <= length, "more than there is to send");
+                }
+                if sent > answer.len() {
+                    let received = client.read(&mut piece[..size]).expect("it is on its way");
+                    answer.extend_from_slice(&piece[..received]);
+                }
+                if outcome == Sent::All && answer.len() == length {
+                    break;
+                }
+            }
+            assert!(answer == output && sent == length && !held.owes(), "{length} bytes");
+        }
+        assert!(cut_short > 10, "the kernel took a part of the rest {cut_short} times");
+    }
+}
