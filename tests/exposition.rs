@@ -3,15 +3,16 @@
 mod common;
 
 use std::fmt::Write as _;
-use std::io::{Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{Millpond, Response, connect, eventually, http, ping, try_http};
-
-/// What an unharmed endpoint needs for a scrape, on a machine that is busy with other tests.
-const PROMPT: Duration = Duration::from_secs(1);
+use common::proxy::Seed;
+use common::victim::Victim;
+use common::{Millpond, Response, connect, eventually, http, try_http};
 
 #[test]
 fn every_path_and_method_has_its_answer() {
@@ -102,54 +103,14 @@ fn it_answers_while_every_worker_is_stuck() {
     assert_eq!(second.broken_law(), None);
 }
 
-/// An endpoint under attack: when an attack is over, it scrapes clean, and has no thread and no descriptor
-/// more than before.
-struct Target {
-    server: Millpond,
-    threads: u64,
-    files: usize,
-}
-
-impl Target {
-    fn new() -> Self {
-        let server = Millpond::start(&["--workers", "2"]);
-        server.scrape();
-        let (threads, files) = settled(&server);
-        Target { server, threads, files }
-    }
-
-    /// A scrape that comes in time, while the attack is on.
-    fn scrape_in_time(&self) {
-        let start = Instant::now();
-        assert_eq!(self.server.get("/metrics").code, 200);
-        assert!(start.elapsed() < PROMPT, "a scrape took {:?}", start.elapsed());
-    }
-
-    fn unharmed(mut self) {
-        self.scrape_in_time();
-        assert_eq!(self.server.scrape().broken_law(), None);
-        eventually("no thread or descriptor is left over", || {
-            ((self.server.threads(), self.server.open_files()) == (self.threads, self.files)).then_some(())
-        });
-        ping(&mut self.server.connect(), b"the echo is unharmed");
-        assert_eq!(self.server.drain(), Some(0));
-        assert!(!self.server.log().contains("panic"), "{}", self.server.log());
-    }
-}
-
-/// Threads and descriptors once the last scrape's connection is closed.
-fn settled(server: &Millpond) -> (u64, usize) {
-    let mut last = (server.threads(), server.open_files());
-    eventually("quiet", || {
-        thread::sleep(Duration::from_millis(50));
-        let now = (server.threads(), server.open_files());
-        (std::mem::replace(&mut last, now) == now).then_some(now)
-    })
+/// An endpoint under attack.
+fn target() -> Victim {
+    Victim::start(&["--workers", "2"])
 }
 
 #[test]
 fn absurd_lengths_are_never_believed() {
-    let target = Target::new();
+    let target = target();
     for length in ["100000000000000", "18446744073709551615", "99999999999999999999999", "-1", "x", "2000"] {
         for method in ["GET", "POST"] {
             let head = format!("{method} /metrics HTTP/1.1\r\nContent-Length: {length}\r\n\r\n");
@@ -167,7 +128,7 @@ fn absurd_lengths_are_never_believed() {
 
 #[test]
 fn a_body_that_never_comes_holds_up_nobody() {
-    let target = Target::new();
+    let target = target();
     let waiting: Vec<TcpStream> = (0..40)
         .map(|_| {
             let mut stream = connect(target.server.metrics);
@@ -183,7 +144,7 @@ fn a_body_that_never_comes_holds_up_nobody() {
 
 #[test]
 fn an_answer_is_whole_although_a_body_follows_the_head() {
-    let target = Target::new();
+    let target = target();
     let body = vec![b'x'; 100_000];
     let request = [b"POST /metrics HTTP/1.1\r\nContent-Length: 100000\r\n\r\n".as_slice(), &body].concat();
     for _ in 0..20 {
@@ -194,7 +155,7 @@ fn an_answer_is_whole_although_a_body_follows_the_head() {
 
 #[test]
 fn unknown_versions_leave_nothing_behind() {
-    let target = Target::new();
+    let target = target();
     for _ in 0..50 {
         assert_eq!(http(target.server.metrics, "GET / HTTP/2.0\r\n\r\n").code, 505);
         assert_eq!(http(target.server.metrics, "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").code, 505);
@@ -204,7 +165,7 @@ fn unknown_versions_leave_nothing_behind() {
 
 #[test]
 fn a_reset_after_the_request_is_survived() {
-    let target = Target::new();
+    let target = target();
     for _ in 0..200 {
         let mut stream = connect(target.server.metrics);
         stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n").expect("sent");
@@ -216,7 +177,7 @@ fn a_reset_after_the_request_is_survived() {
 
 #[test]
 fn five_hundred_silent_connections_keep_no_scrape_out() {
-    let target = Target::new();
+    let target = target();
     let silent: Vec<TcpStream> = (0..500).map(|_| connect(target.server.metrics)).collect();
     for _ in 0..10 {
         target.scrape_in_time();
@@ -229,7 +190,7 @@ fn five_hundred_silent_connections_keep_no_scrape_out() {
 
 #[test]
 fn dripping_heads_are_cut_off_and_keep_no_scrape_out() {
-    let target = Target::new();
+    let target = target();
     let mut dripping: Vec<TcpStream> = (0..16).map(|_| connect(target.server.metrics)).collect();
     let start = Instant::now();
     let mut cut = 0;
@@ -255,7 +216,7 @@ fn dripping_heads_are_cut_off_and_keep_no_scrape_out() {
 
 #[test]
 fn heads_without_end_are_turned_down() {
-    let target = Target::new();
+    let target = target();
     for start in ["GET /metrics HTTP/1.1\r\nX: ", "", "GET /"] {
         let mut request = start.as_bytes().to_vec();
         request.extend(std::iter::repeat_n(b'a', 1024 * 1024));
@@ -269,7 +230,7 @@ fn heads_without_end_are_turned_down() {
 
 #[test]
 fn a_pipeline_gets_one_answer() {
-    let target = Target::new();
+    let target = target();
     let answer = http(target.server.metrics, "GET /readyz HTTP/1.1\r\n\r\n".repeat(100));
     assert_eq!((answer.code, answer.body.as_str()), (200, "ok\n"));
     target.unharmed();
@@ -277,7 +238,7 @@ fn a_pipeline_gets_one_answer() {
 
 #[test]
 fn readers_that_never_read_keep_no_scrape_out() {
-    let target = Target::new();
+    let target = target();
     let lazy: Vec<TcpStream> = (0..40)
         .map(|_| {
             let mut stream = connect(target.server.metrics);
@@ -294,7 +255,7 @@ fn readers_that_never_read_keep_no_scrape_out() {
 
 #[test]
 fn half_closed_and_empty_connections_leave_nothing_behind() {
-    let target = Target::new();
+    let target = target();
     for _ in 0..100 {
         let mut stream = connect(target.server.metrics);
         stream.write_all(b"GET /re").expect("sent");
@@ -333,4 +294,151 @@ fn no_connection_outlives_its_three_seconds() {
     let idle = server.open_files();
     eventually("closed", || (server.open_files() < idle).then_some(()));
     assert!(start.elapsed() < Duration::from_millis(3400), "open for {:?}", start.elapsed());
+}
+
+/// One blow of an attacker, who keeps what it wants to keep open.
+type Attack = fn(SocketAddr, &mut fastrand::Rng, &mut Vec<TcpStream>) -> io::Result<()>;
+
+/// A connection whose reads and writes give up soon, so that an attacker that is cut off goes on.
+fn approach(address: SocketAddr) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(Duration::from_millis(500)))?;
+    stream.set_write_timeout(Some(Duration::from_millis(500)))?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+/// Sends this, and reads whatever comes of it.
+fn ask(address: SocketAddr, request: &[u8]) -> io::Result<()> {
+    let mut stream = approach(address)?;
+    stream.write_all(request)?;
+    stream.read_to_end(&mut Vec::new()).map(drop)
+}
+
+fn pick(random: &mut fastrand::Rng, of: &[&str]) -> String {
+    of[random.usize(..of.len())].to_owned()
+}
+
+/// Cheap to answer: it is about what reaches the scraper, not about how many scrapes fit into a second.
+const PROBE: &[u8] = b"GET /readyz HTTP/1.1\r\nHost: attacker\r\n\r\n";
+
+const ATTACKS: [(&str, Attack); 12] = [
+    ("a flood of connections", |address, _, _| approach(address).map(drop)),
+    ("silence", |address, _, kept| {
+        kept.push(approach(address)?);
+        Ok(())
+    }),
+    ("drips", |address, random, kept| {
+        if kept.len() < 8 {
+            kept.push(approach(address)?);
+        }
+        let one = random.usize(..kept.len());
+        let dripped = kept[one].write_all(&PROBE[..1]);
+        if dripped.is_err() {
+            kept.swap_remove(one);
+        }
+        dripped
+    }),
+    ("a slow head", |address, random, _| {
+        let mut stream = approach(address)?;
+        for piece in PROBE.chunks(random.usize(1..=20)) {
+            stream.write_all(piece)?;
+            thread::sleep(Duration::from_millis(random.u64(0..20)));
+        }
+        stream.read_to_end(&mut Vec::new()).map(drop)
+    }),
+    ("pipelining", |address, random, _| ask(address, &PROBE.repeat(random.usize(2..200)))),
+    ("an oversized head", |address, random, _| {
+        let mut request = b"GET /readyz HTTP/1.1\r\nX: ".to_vec();
+        request.resize(random.usize(8_000..200_000), b'x');
+        ask(address, &request)
+    }),
+    ("an absurd length", |address, random, _| {
+        let length = pick(
+            random,
+            &["18446744073709551616", "18446744073709551615", "9223372036854775808", "-1", "1e9", ""],
+        );
+        let second = pick(random, &["", "Content-Length: 1\r\n", "Transfer-Encoding: chunked\r\n"]);
+        let body = pick(random, &["", "ffffffffffffffff\r\n", "0\r\n\r\n", "x"]);
+        let method = pick(random, &["GET", "POST", "HEAD"]);
+        let request = format!("{method} /readyz HTTP/1.1\r\nContent-Length: {length}\r\n{second}\r\n{body}");
+        ask(address, request.as_bytes())
+    }),
+    ("a bad version", |address, random, _| {
+        let version = pick(
+            random,
+            &["HTTP/2.0", "HTTP/0.9", "HTTP/1.2", "HTTP/9999999999.0", "HTTP/1.1.1", "http/1.1", ""],
+        );
+        ask(address, format!("GET /readyz {version}\r\n\r\n").as_bytes())
+    }),
+    ("no HTTP at all", |address, random, _| {
+        let length = random.usize(1..10_000);
+        ask(address, &std::iter::repeat_with(|| random.u8(..)).take(length).collect::<Vec<u8>>())
+    }),
+    ("a reset after the request", |address, random, _| {
+        let mut stream = approach(address)?;
+        // Or in the middle of it.
+        stream.write_all(&PROBE[..random.usize(1..=PROBE.len())])?;
+        socket2::Socket::from(stream).set_linger(Some(Duration::ZERO))
+    }),
+    ("a half-closed half head", |address, random, _| {
+        let mut stream = approach(address)?;
+        stream.write_all(&PROBE[..random.usize(..PROBE.len())])?;
+        stream.shutdown(Shutdown::Write)?;
+        stream.read_to_end(&mut Vec::new()).map(drop)
+    }),
+    ("an answer that nobody reads", |address, _, kept| {
+        let mut stream = approach(address)?;
+        kept.push(stream.try_clone()?);
+        thread::sleep(Duration::from_millis(20));
+        stream.write_all(b"GET /metrics HTTP/1.1\r\n\r\n")
+    }),
+];
+
+/// How long the attack lasts, and how often each attacker strikes at least.
+const SIEGE: Duration = Duration::from_secs(4);
+const STRIKES: usize = 50;
+
+#[test]
+fn every_attack_at_once_keeps_no_scrape_out() {
+    let (seed, target) = (Seed::new(), target());
+    let address = target.server.metrics;
+    let strikes: Vec<AtomicUsize> = ATTACKS.iter().map(|_| AtomicUsize::new(0)).collect();
+    let over = AtomicBool::new(false);
+    let (scrapes, slowest) = thread::scope(|scope| {
+        for ((number, (_, attack)), strikes) in ATTACKS.iter().enumerate().zip(&strikes) {
+            let (mut random, over) = (seed.for_use(number as u64), &over);
+            scope.spawn(move || {
+                let mut kept = Vec::new();
+                while !over.load(Ordering::Relaxed) {
+                    // Being cut off is what an attacker has to expect.
+                    let _ = attack(address, &mut random, &mut kept);
+                    strikes.fetch_add(1, Ordering::Relaxed);
+                    if kept.len() > 100 {
+                        kept.clear();
+                    }
+                    thread::sleep(Duration::from_millis(1));
+                }
+            });
+        }
+        let held = catch_unwind(AssertUnwindSafe(|| {
+            let (start, mut scrapes, mut slowest) = (Instant::now(), 0, Duration::ZERO);
+            while start.elapsed() < SIEGE
+                || strikes.iter().any(|strikes| strikes.load(Ordering::Relaxed) < STRIKES)
+            {
+                slowest = slowest.max(target.scrape_in_time());
+                scrapes += 1;
+                thread::sleep(Duration::from_millis(20));
+                assert!(start.elapsed() < common::PATIENCE, "some attackers are kept out: {strikes:?}");
+            }
+            (scrapes, slowest)
+        }));
+        over.store(true, Ordering::Relaxed);
+        held.unwrap_or_else(|panic| resume_unwind(panic))
+    });
+    for ((name, _), strikes) in ATTACKS.iter().zip(&strikes) {
+        println!("{name}: {} times", strikes.load(Ordering::Relaxed));
+    }
+    println!("{scrapes} scrapes, the slowest in {slowest:?}");
+    target.unharmed();
 }

@@ -8,7 +8,9 @@
 pub mod clients;
 pub mod peers;
 pub mod pools;
+pub mod proxy;
 pub mod scrape;
+pub mod victim;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};

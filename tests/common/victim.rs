@@ -1,0 +1,75 @@
+//! A server that something is done to, and what has to be as before when it is over.
+
+use std::time::{Duration, Instant};
+
+use super::scrape::Scrape;
+use super::{Millpond, eventually, ping};
+
+/// What an unharmed server needs for a scrape, on a machine that is busy with other tests.
+pub const PROMPT: Duration = Duration::from_secs(1);
+
+/// How much more memory it may have when all is over: what the allocator keeps for next time, the read buffers
+/// among it. No test here leaves more than one.
+const KEPT_MIB: u64 = 4;
+
+/// A server before anything is done to it.
+pub struct Victim {
+    pub server: Millpond,
+    pub threads: u64,
+    pub files: usize,
+    resident_mib: u64,
+}
+
+impl Victim {
+    pub fn start(flags: &[&str]) -> Self {
+        Self::of(Millpond::start(flags))
+    }
+
+    /// Takes note of what the server has now.
+    pub fn of(server: Millpond) -> Self {
+        server.scrape();
+        let (threads, files) = settled(&server);
+        let resident_mib = server.resident_mib();
+        Victim { server, threads, files, resident_mib }
+    }
+
+    /// A scrape that comes in time, while it goes on. Returns how long it took.
+    pub fn scrape_in_time(&self) -> Duration {
+        let start = Instant::now();
+        assert_eq!(self.server.get("/metrics").code, 200);
+        let took = start.elapsed();
+        assert!(took < PROMPT, "a scrape took {took:?}");
+        took
+    }
+
+    /// It is over: every connection is gone and accounted for, no thread, descriptor or memory is left over,
+    /// others are served, and the drain is clean. Returns the last scrape before that.
+    pub fn unharmed(mut self) -> Scrape {
+        let quiet = |scrape: &Scrape| {
+            let left = scrape.sum("connections", "state=");
+            left + scrape.pool("workers_busy") + scrape.pool("queue_depth") == 0.0
+        };
+        let scrape = eventually("every connection is gone", || Some(self.server.scrape()).filter(quiet));
+        // What was asked before has been answered now.
+        self.scrape_in_time();
+        eventually("no thread or descriptor is left over", || {
+            ((self.server.threads(), self.server.open_files()) == (self.threads, self.files)).then_some(())
+        });
+        let kept = self.server.resident_mib().saturating_sub(self.resident_mib);
+        assert!(kept <= KEPT_MIB, "{kept} MiB more than before");
+        ping(&mut self.server.connect(), b"the echo is unharmed");
+        assert_eq!(self.server.drain(), Some(0));
+        assert!(!self.server.log().contains("panic"), "{}", self.server.log());
+        scrape
+    }
+}
+
+/// Threads and descriptors once the last scrape's connection is closed.
+fn settled(server: &Millpond) -> (u64, usize) {
+    let mut last = (server.threads(), server.open_files());
+    eventually("quiet", || {
+        std::thread::sleep(Duration::from_millis(50));
+        let now = (server.threads(), server.open_files());
+        (std::mem::replace(&mut last, now) == now).then_some(now)
+    })
+}
