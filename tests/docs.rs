@@ -58,6 +58,31 @@ fn the_flags_tables_are_what_help_says() {
     agree("flag of load", &["load", "--help"]);
 }
 
+/// The last column names files and, behind each, tests in it: "`faults.rs` one, another; `cli.rs` a_third".
+#[test]
+fn the_table_of_faults_names_tests_that_are_there() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/");
+    let table = include_str!("README.md").lines().filter(|line| line.starts_with('|')).skip(2);
+    let mut named = 0;
+    for row in table {
+        let cells: Vec<&str> = row.trim_matches('|').split(" | ").map(str::trim).collect();
+        if cells[0].starts_with("**") {
+            continue;
+        }
+        assert!(cells.len() == 4 && cells.iter().all(|cell| !cell.is_empty()), "four columns: {row}");
+        for tests in cells[3].split("; ") {
+            let (file, names) = tests.strip_prefix('`').and_then(|rest| rest.split_once("` ")).expect(row);
+            let text = std::fs::read_to_string(format!("{folder}{file}")).expect(file);
+            for name in names.split(", ") {
+                let there = ["fn", "def"].iter().any(|word| text.contains(&format!("{word} {name}(")));
+                assert!(there, "no test {name} in {file}");
+                named += 1;
+            }
+        }
+    }
+    assert!(named > 50, "{named} tests named");
+}
+
 /// The README's table under this heading has the flags and defaults of this help.
 fn agree(heading: &str, args: &[&str]) {
     let output = Command::new(env!("CARGO_BIN_EXE_millpond")).args(args).output().expect("it runs");
