@@ -10,42 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::clients::Load;
+use common::report::{Report, report};
 use common::scrape::Guard;
 use common::{Millpond, eventually, ping};
 use rustix::process::Signal;
 
 const MIB: usize = 1024 * 1024;
-
-/// The numbers of the report, which is the last line of the log.
-#[derive(Debug, PartialEq, Eq)]
-struct Report {
-    in_drain: u64,
-    served: u64,
-    closed_idle: u64,
-    failed: u64,
-    cut: u64,
-    bytes_in: u64,
-    bytes_out: u64,
-}
-
-fn report(server: &Millpond) -> Report {
-    let log = server.log();
-    let line = log.lines().last().expect("a log");
-    let number = |before: &str, after: &str| -> u64 {
-        let start = line.find(before).unwrap_or_else(|| panic!("no {before:?} in {line}")) + before.len();
-        let end = line[start..].find(after).unwrap_or_else(|| panic!("no {after:?} in {line}")) + start;
-        line[start..end].rsplit(' ').next().expect("a number").parse().expect("a number")
-    };
-    Report {
-        in_drain: number(" ", " connections at the drain"),
-        served: number("drain: ", " served"),
-        closed_idle: number("end, ", " closed idle"),
-        failed: number("idle, ", " failed"),
-        cut: number("failed, ", " cut"),
-        bytes_in: number("connections, ", " bytes in"),
-        bytes_out: number("and ", " bytes out"),
-    }
-}
 
 #[test]
 fn a_signal_in_the_middle_loses_no_byte_of_any_client() {
@@ -233,8 +203,16 @@ fn a_drain_with_nobody_there_is_over_at_once() {
     let start = Instant::now();
     assert_eq!(server.drain(), Some(0));
     assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    let nothing =
-        Report { in_drain: 0, served: 0, closed_idle: 0, failed: 0, cut: 0, bytes_in: 0, bytes_out: 0 };
+    let nothing = Report {
+        in_drain: 0,
+        served: 0,
+        closed_idle: 0,
+        failed: 0,
+        cut: 0,
+        accepted: 0,
+        bytes_in: 0,
+        bytes_out: 0,
+    };
     assert_eq!(report(&server), nothing);
 }
 

@@ -9,6 +9,7 @@ pub mod clients;
 pub mod peers;
 pub mod pools;
 pub mod proxy;
+pub mod report;
 pub mod scrape;
 pub mod victim;
 
