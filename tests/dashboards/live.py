@@ -28,10 +28,12 @@ import sys
 import tempfile
 import time
 
-from clients import Clients, within
-from programs import Failed, Prometheus, Stage, until
-
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "tests/common"))
+
+from clients import Clients, within  # noqa: E402  (the path comes first)
+from programs import Failed, Prometheus, Stage, until  # noqa: E402
+
 DASHBOARD = os.path.join(ROOT, "dashboards/millpond.json")
 RULES = os.path.join(ROOT, "dashboards/prometheus")
 
