@@ -1,4 +1,4 @@
-"""Programs under test, and the questions asked of Prometheus.
+"""Programs under test, what is claimed of them, and the questions asked of Prometheus.
 
 A program is known by its own process id, writes into files, and does not outlive the `Stage` it was started on, whatever
 happens. Whatever is waited for is a condition with a deadline.
@@ -81,6 +81,20 @@ class Program:
         if self.process.poll() is None:
             self.process.kill()
             self.process.wait()
+
+
+class Report:
+    """The claims, one line each."""
+
+    def __init__(self):
+        self.passed = self.failed = 0
+
+    def claim(self, what, holds, figure):
+        if holds:
+            self.passed += 1
+        else:
+            self.failed += 1
+        print(f"{'ok    ' if holds else 'FAILED'} {what}: {figure}", flush=True)
 
 
 class Stage:

@@ -32,7 +32,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "tests/common"))
 
 from clients import Clients, within  # noqa: E402  (the path comes first)
-from programs import Failed, Prometheus, Stage, until  # noqa: E402
+from programs import Failed, Prometheus, Report, Stage, until  # noqa: E402
 
 DASHBOARD = os.path.join(ROOT, "dashboards/millpond.json")
 RULES = os.path.join(ROOT, "dashboards/prometheus")
@@ -103,20 +103,6 @@ STARTS = 4
 
 # What Grafana puts for $__rate_interval when samples are a second apart.
 RATE_INTERVAL = 4
-
-
-class Report:
-    """The claims, one line each."""
-
-    def __init__(self):
-        self.passed = self.failed = 0
-
-    def claim(self, what, holds, figure):
-        if holds:
-            self.passed += 1
-        else:
-            self.failed += 1
-        print(f"{'ok    ' if holds else 'FAILED'} {what}: {figure}", flush=True)
 
 
 # The files, and what is asked.
