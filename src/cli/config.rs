@@ -206,7 +206,9 @@ pub(super) fn said(error: &clap::Error, look: &str) -> ExitCode {
 }
 
 /// As `Config::try_parse_from`; of `--verbose` and `--quiet` the last one given wins, also over the environment.
-fn from(args: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Result<Config, clap::Error> {
+pub(super) fn from(
+    args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+) -> Result<Config, clap::Error> {
     let matches = Config::command().try_get_matches_from(args)?;
     let mut config = Config::from_arg_matches(&matches)?;
     // Where on the command line a flag stands; nowhere comes before anywhere.

@@ -146,7 +146,7 @@ fn sizes(text: &str) -> Result<Sizes, String> {
 }
 
 impl Flags {
-    fn plan(&self) -> Plan {
+    pub(super) fn plan(&self) -> Plan {
         let processors = available_parallelism().map_or(1, usize::from);
         // For JSON readers that know no larger whole numbers, and for people.
         let random = || RandomState::new().build_hasher().finish() % (1 << 32);

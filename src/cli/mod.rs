@@ -4,6 +4,8 @@ pub(crate) mod config;
 pub(crate) mod load;
 pub(crate) mod logging;
 mod memory;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 pub(crate) mod serve;
 pub(crate) mod summary;
 

@@ -23,6 +23,10 @@
 
 mod http;
 mod page;
+/// What holds for any bytes, asserted by tests and fuzzers.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod properties;
 
 use std::fmt;
 use std::net::SocketAddr;

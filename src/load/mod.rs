@@ -38,6 +38,8 @@ mod engine;
 mod idle;
 mod pattern;
 mod plan;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod properties;
 mod report;
 mod schedule;
 mod slot;

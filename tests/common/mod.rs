@@ -7,6 +7,7 @@
 
 pub mod clients;
 pub mod peers;
+pub mod pieces;
 pub mod pools;
 pub mod proxy;
 pub mod report;
