@@ -442,3 +442,83 @@ fn every_attack_at_once_keeps_no_scrape_out() {
     println!("{scrapes} scrapes, the slowest in {slowest:?}");
     target.unharmed();
 }
+
+/// CVE-2026-66752 of `tiny_http`: bodies whose length is told in two ways. None is read here, so nothing can hide in one.
+#[test]
+fn a_request_hidden_in_a_body_is_never_served() {
+    let target = target();
+    let hidden = "GET /readyz HTTP/1.1\r\nHost: hidden\r\n\r\n";
+    let served = |path: &str| target.server.scrape().sum("http_requests_total", &format!("path=\"{path}\""));
+    let before = (served("/readyz"), served("/healthz"));
+    let framings = [
+        "Transfer-Encoding: chunked\r\n",
+        "Transfer-Encoding: chunked\r\nContent-Length: 4\r\n",
+        "Content-Length: 4\r\nTransfer-Encoding: chunked\r\n",
+        "Content-Length: 5\r\nContent-Length: 0\r\n",
+        "Transfer-Encoding: identity, chunked\r\n",
+        "Transfer-Encoding: xchunked\r\nContent-Length: 5\r\n",
+        "Transfer-Encoding:\x0bchunked\r\n",
+        "Transfer-Encoding : chunked\r\n",
+        " Transfer-Encoding: chunked\r\n",
+        "X: y\r\n Transfer-Encoding: chunked\r\n",
+        "X: y\nTransfer-Encoding: chunked\r\n",
+        "X: y\rTransfer-Encoding: chunked\r\n",
+    ];
+    let mut healthy = 0;
+    for framing in framings {
+        let request = format!("GET /healthz HTTP/1.1\r\nHost: test\r\n{framing}\r\n0\r\n\r\n{hidden}");
+        let answer = http(target.server.metrics, &request);
+        assert!([200, 400].contains(&answer.code), "{framing:?}: {}", answer.code);
+        healthy += u32::from(answer.code == 200);
+        let expected = if answer.code == 200 { "ok\n" } else { "not an HTTP request: " };
+        assert!(answer.body.starts_with(expected), "{framing:?}: {}", answer.body);
+        assert!(!answer.body.contains("HTTP/1.0"), "a second answer to {framing:?}: {}", answer.body);
+    }
+    assert!(healthy >= 6, "{healthy} of {} were served", framings.len());
+    assert_eq!((served("/readyz"), served("/healthz")), (before.0, before.1 + f64::from(healthy)));
+    target.unharmed();
+}
+
+/// CVE-2026-66753 of `tiny_http`: line ends in the values of response headers. Here every name and value is a constant, but
+/// for the date and the length, so nothing that a client sends gets there.
+#[test]
+fn nothing_that_a_client_sends_gets_into_a_header() {
+    let target = target();
+    let mut answers = 0;
+    for evil in ["\r\nInjected: yes\r\n\r\n", "\nInjected: yes", "\rInjected: yes", "%0d%0aInjected:%20yes"] {
+        for request in [
+            format!("GET /{evil} HTTP/1.1\r\n\r\n"),
+            format!("GET /metrics?{evil} HTTP/1.1\r\n\r\n"),
+            format!("GET http://{evil}/metrics HTTP/1.1\r\n\r\n"),
+            format!("{evil} /metrics HTTP/1.1\r\n\r\n"),
+            format!("GET /metrics {evil}\r\n\r\n"),
+            format!("PUT /metrics HTTP/1.1\r\nHost: {evil}\r\n\r\n"),
+            format!("GET /readyz HTTP/1.1\r\nOrigin: {evil}\r\nReferer: {evil}\r\nCookie: {evil}\r\n\r\n"),
+            format!("GET /readyz HTTP/1.1\r\nContent-Type: {evil}\r\nAccept: {evil}\r\nX{evil}: y\r\n\r\n"),
+        ] {
+            let answer = http(target.server.metrics, &request);
+            let mut names: Vec<&str> = answer
+                .head
+                .lines()
+                .skip(1)
+                .filter_map(|line| line.split_once(": ").map(|(name, _)| name))
+                .collect();
+            assert_eq!(names.len(), answer.head.lines().count() - 1, "{request:?}: {}", answer.head);
+            names.retain(|name| *name != "Allow");
+            names.sort_unstable();
+            let known = [
+                "Cache-Control",
+                "Content-Length",
+                "Content-Type",
+                "Date",
+                "Server",
+                "X-Content-Type-Options",
+            ];
+            assert_eq!(names, known, "{request:?}");
+            assert!(!answer.head.contains("Injected") && !answer.body.contains("Injected"), "{request:?}");
+            answers += 1;
+        }
+    }
+    assert_eq!(answers, 32);
+    target.unharmed();
+}
