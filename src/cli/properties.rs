@@ -3,7 +3,8 @@
 //! [`check_serve`] and [`check_load`] assert it of one command line, wherever that comes from: the tests below make up some
 //! thousands, and the fuzzer of `fuzz/` finds any number. They are built for these two only.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::time::Duration;
 
 use clap::error::ErrorKind;
@@ -107,6 +108,18 @@ pub(crate) fn check_load(flags: &[OsString]) {
         }
         Err(error) => said_in_one_line(&error, flags, &LOAD_FLAGS),
     }
+}
+
+/// As [`check_load`] when the first line is `load`, and [`check_serve`] otherwise; each further line is an argument.
+///
+/// # Panics
+///
+/// When something does not hold.
+pub(crate) fn check_lines(bytes: &[u8]) {
+    let mut lines = bytes.split(|byte| *byte == b'\n').map(|line| OsStr::from_bytes(line).to_owned());
+    let command = lines.next();
+    let flags: Vec<OsString> = lines.collect();
+    if command.is_some_and(|command| command == "load") { check_load(&flags) } else { check_serve(&flags) }
 }
 
 /// What is wrong is one line that says where to look; and when there is one flag with a value, it is named.
@@ -233,6 +246,15 @@ mod tests {
     fn duration_of(text: &str) -> Result<Duration, String> {
         let config = config::from(["millpond", &format!("--idle-timeout={text}")]);
         config.map(|config| config.idle_timeout).map_err(|error| one_line(&error.render().to_string(), "see"))
+    }
+
+    #[test]
+    fn the_seeds_of_the_fuzzer_hold() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/seeds/flags");
+        let seeds: Vec<_> =
+            std::fs::read_dir(seeds).expect("seeds").map(|seed| seed.expect("a file").path()).collect();
+        assert!(seeds.len() >= 15, "{} seeds", seeds.len());
+        seeds.iter().for_each(|seed| check_lines(&std::fs::read(seed).expect("a file")));
     }
 
     proptest! {

@@ -41,6 +41,17 @@ pub fn check(bytes: &[u8], cuts: &[usize]) {
     }
 }
 
+/// As [`check`], cut at places that the last byte decides: what a fuzzer has is bytes.
+///
+/// # Panics
+///
+/// When something does not hold.
+pub fn check_bytes(bytes: &[u8]) {
+    let seed = usize::from(bytes.last().copied().unwrap_or_default());
+    let cuts: Vec<usize> = (1..=seed % 8).map(|cut| cut * (seed + 1)).collect();
+    check(bytes, &cuts);
+}
+
 /// Sends it to a new endpoint, one piece after another as a connection does. The answer, if there is one.
 fn exchange<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Answer> {
     let gauge = IntGauge::new("level", "How high the water stands").expect("valid");
@@ -224,6 +235,15 @@ mod tests {
                 bytes
             },
         )
+    }
+
+    #[test]
+    fn the_seeds_of_the_fuzzer_hold() {
+        let seeds = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/seeds/http_head");
+        let seeds: Vec<_> =
+            std::fs::read_dir(seeds).expect("seeds").map(|seed| seed.expect("a file").path()).collect();
+        assert!(seeds.len() >= 20, "{} seeds", seeds.len());
+        seeds.iter().for_each(|seed| check_bytes(&std::fs::read(seed).expect("a file")));
     }
 
     proptest! {

@@ -1,0 +1,5 @@
+//! The program's modules name the revision they are built from.
+
+fn main() {
+    println!("cargo:rustc-env=MILLPOND_REVISION=fuzzing");
+}
