@@ -283,7 +283,7 @@ mod tests {
         }
 
         #[test]
-        fn whole_numbers_are_taken_exactly_within_their_range(number in prop_oneof![0..=10_050_u128, any::<u128>()]) {
+        fn whole_numbers_are_taken_exactly_within_their_range(number in prop_oneof![0..3_u128, 9_998..10_003_u128, any::<u128>()]) {
             let config = config::from(["millpond", &format!("--workers={number}")]);
             let taken = config.ok().map(|config| config.workers as u128);
             prop_assert_eq!(taken, (1..=10_000).contains(&number).then_some(number));

@@ -91,7 +91,7 @@ fn exchange<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Answer> {
 /// The requests counted by each series, with its code.
 fn counted(endpoint: &Endpoint) -> Vec<(String, f64)> {
     let families = endpoint.requests.collect();
-    let samples = families.iter().flat_map(|family| family.get_metric());
+    let samples = families.iter().flat_map(prometheus::proto::MetricFamily::get_metric);
     samples
         .map(|sample| {
             let code = sample.get_label().iter().find(|label| label.name() == "code").expect("a label");
