@@ -30,15 +30,13 @@
 //! `resize` called by a job, which waits for the first step of new workers, while that waits for the job.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, PoisonError};
+use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
-use event_listener::Event;
-
-use crate::sync;
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::checked::thread::{self, Thread};
-use crate::sync::checked::{Mutex, MutexGuard, lock};
+use crate::sync::checked::{Condvar, Mutex, MutexGuard, lock, wait_while};
+use crate::sync::event::Event;
 
 /// The workers of a pool, as a number and as a list of those that wait for it.
 #[derive(Debug, Default)]
@@ -51,7 +49,7 @@ pub(crate) struct Crew {
     /// Whether there are more workers than wanted. Written under the lock, read by workers between jobs.
     surplus: AtomicBool,
     /// Threads that have not come to their end; `all_gone` is told when it is 0.
-    alive: std::sync::Mutex<usize>,
+    alive: Mutex<usize>,
     all_gone: Condvar,
 }
 
@@ -125,7 +123,7 @@ impl Crew {
         let mut roster = lock(&self.roster);
         roster.workers += 1;
         self.publish(&roster);
-        *sync::lock(&self.alive) += 1;
+        *lock(&self.alive) += 1;
     }
 
     /// Lets the calling worker go if there are more than wanted, and it is not the last that does not wait.
@@ -159,7 +157,7 @@ impl Crew {
 
     /// Counts out a thread that has come to its end.
     pub(crate) fn gone(&self) {
-        let mut alive = sync::lock(&self.alive);
+        let mut alive = lock(&self.alive);
         *alive -= 1;
         if *alive == 0 {
             self.all_gone.notify_all();
@@ -173,12 +171,11 @@ impl Crew {
 
     /// Blocks until all threads have come to their end, `timeout` at most. Says whether they have.
     pub(crate) fn wait_until_gone(&self, timeout: Duration) -> bool {
-        let alive = sync::lock(&self.alive);
+        let alive = lock(&self.alive);
         if timeout.is_zero() {
             return *alive == 0;
         }
-        let waited = self.all_gone.wait_timeout_while(alive, timeout, |alive| *alive > 0);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 == 0
+        *wait_while(&self.all_gone, alive, timeout, |alive| *alive > 0) == 0
     }
 
     /// Enters a wait of the calling worker, which runs the job `by`, unless it would never end. `queue_is_full`

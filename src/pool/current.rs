@@ -5,11 +5,12 @@
 
 use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use super::crew::{Crew, JobId};
 use super::job::Run;
 use super::workers::OPEN;
+use crate::sync::atomic::{AtomicU8, Ordering};
 
 #[cfg(not(millpond_loom))]
 thread_local! {

@@ -36,17 +36,19 @@
 //! more, and if there are others behind the one it takes it wakes the next. The argument above holds with
 //! "lingers" for "has been notified": a submitter that saw it lingering had pushed before it stopped, and so
 //! before its next look.
+//!
+//! `model.rs` has the model checker try all this, over the code below.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-
-use crossbeam_channel::{Receiver, Sender, bounded};
-use event_listener::{Event, Listener, listener};
+use crate::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::checked::thread;
+use crate::sync::event::{Event, Listener, listener};
+use crate::sync::ring::{Receiver, Sender, bounded};
 
 /// For how long a worker lingers: 2^0 + 2^1 + ... + 2^6 pauses of the processor, each followed by a look, then
 /// some turns given to other threads; in all 3 to 5 us where nobody else wants to run. It is the measure of
 /// `crossbeam`'s `Backoff`, and less than it takes to wake a thread.
-const LINGER_PAUSES: u32 = 7;
-const LINGER_YIELDS: u32 = 4;
+const LINGER_PAUSES: u32 = if cfg!(millpond_loom) { 1 } else { 7 };
+const LINGER_YIELDS: u32 = if cfg!(millpond_loom) { 1 } else { 4 };
 
 /// A job and when it was pushed.
 pub(crate) struct Queued<J> {
@@ -186,7 +188,7 @@ impl<J> Queue<J> {
             if step < LINGER_PAUSES {
                 (0..1 << step).for_each(|_| std::hint::spin_loop());
             } else {
-                std::thread::yield_now();
+                thread::yield_now();
             }
             !self.is_empty()
         });
@@ -223,8 +225,11 @@ impl<J> Queue<J> {
 struct Pushes {
     word: AtomicU64,
     /// As long as a power of two.
-    ring: Box<[AtomicU64]>,
+    ring: Box<[Entry]>,
 }
+
+/// Only read for the age of the head, by which no thread decides what to do next.
+type Entry = std::sync::atomic::AtomicU64;
 
 const INSIDE_BITS: u32 = 16;
 const INSIDE: u64 = (1 << INSIDE_BITS) - 1;
@@ -233,7 +238,7 @@ const UNIT_BITS: u32 = 10;
 
 impl Pushes {
     fn new(size: usize) -> Self {
-        let ring = (0..(size + 1).next_power_of_two()).map(|_| AtomicU64::new(0)).collect();
+        let ring = (0..(size + 1).next_power_of_two()).map(|_| Entry::new(0)).collect();
         Pushes { word: AtomicU64::new(0), ring }
     }
 
@@ -281,7 +286,7 @@ impl Pushes {
     }
 
     #[expect(clippy::cast_possible_truncation, reason = "the mask leaves less than the ring's length")]
-    fn slot(&self, number: u64) -> &AtomicU64 {
+    fn slot(&self, number: u64) -> &Entry {
         &self.ring[(number & (self.ring.len() as u64 - 1)) as usize]
     }
 }

@@ -30,15 +30,14 @@
 //! consistent, so either the try sees the room or the worker sees the submitter. The notice is throttled and
 //! handed on as in `queue.rs`: one submitter is woken, and wakes the next if it leaves room. Nobody waits
 //! inside, so a drain does not wait for those who do: it wakes them, and they turn back.
+//!
+//! `model.rs` has the model checker try both parts, over the code below.
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard};
-use std::thread::JoinHandle;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
-
-use event_listener::{Listener, listener};
 
 use super::crew::{Awaited, Refusal};
 use super::current::{self, Identity, PoolId};
@@ -47,7 +46,10 @@ use super::queue::{Queue, Refused};
 use super::worker::{self, Handler, Job, Occupation, Outcome, Watch, WorkerCell, quietly};
 use super::{Drained, MAX_QUEUE_CAPACITY, MAX_WORKERS, Meter, PoolError, Rejected, panic_message};
 use crate::clock::Clock;
-use crate::sync::lock;
+use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::checked::thread::{self, JoinHandle};
+use crate::sync::checked::{Mutex, lock};
+use crate::sync::event::{Listener, listener};
 
 pub(crate) const OPEN: u8 = 0;
 const DRAINING: u8 = 1;
@@ -308,7 +310,7 @@ impl<J: Job> Workers<J> {
                 for (_, thread) in threads.running.drain(..) {
                     // It has left the crew, so this blocks for no longer than a thread's exit takes, destructors
                     // of its thread-locals included. One of those may be who drains.
-                    if thread.thread().id() != std::thread::current().id() {
+                    if thread.thread().id() != thread::current().id() {
                         let _ = thread.join();
                     }
                 }
@@ -322,7 +324,7 @@ impl<J: Job> Workers<J> {
                 stats = self.stats();
                 stats.queue_depth > 0
             } {
-                std::thread::yield_now();
+                thread::yield_now();
             }
         }
         Drained {
@@ -488,7 +490,7 @@ impl<J> Shared<J> {
     /// A submitter inside is between two steps that do not block, so this is a matter of microseconds.
     fn wait_for_those_inside(&self) {
         while self.queue.has_anyone_inside() {
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
 
@@ -550,9 +552,8 @@ fn spawn<J: Job, H: Handler<J> + 'static>(
         Arc::clone(&cells[number])
     };
     shared.pool.crew.enter();
-    let thread = std::thread::Builder::new()
-        .name(format!("mill-{}-{number}", shared.pool.name))
-        .stack_size(stack_size);
+    let thread =
+        thread::Builder::new().name(format!("mill-{}-{number}", shared.pool.name)).stack_size(stack_size);
     let refused = Arc::clone(&shared.pool);
     let shared = Arc::clone(shared);
     let leave = Leave(Arc::clone(&shared));
@@ -667,7 +668,7 @@ mod tests {
                 return;
             }
             assert!(start.elapsed() < Duration::from_secs(30), "{stats:?}");
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
 }
