@@ -42,6 +42,8 @@ mod handle;
 mod job;
 mod map;
 mod metrics;
+#[cfg(all(test, millpond_loom))]
+mod model;
 mod queue;
 mod worker;
 mod workers;
