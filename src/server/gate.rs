@@ -386,8 +386,12 @@ mod model {
 
         fn report(&self, report: Readiness) {
             if self.gate.ready(report) == Ready::Submit {
-                assert_eq!(self.queued.fetch_add(1, Ordering::SeqCst), 0, "in the queue twice");
+                self.enqueue();
             }
+        }
+
+        fn enqueue(&self) {
+            assert_eq!(self.queued.fetch_add(1, Ordering::SeqCst), 0, "in the queue twice");
         }
 
         fn take(&self) -> bool {
@@ -509,6 +513,97 @@ mod model {
             worker.join().expect("the worker");
             assert_eq!(closed.load(Ordering::SeqCst), 1);
         });
+    }
+
+    /// A worker gives way after its first read, and another goes on.
+    #[test]
+    fn a_connection_that_gives_way_is_in_the_queue_once_and_served_to_its_end() {
+        loom::model(|| {
+            let world = World::new();
+            world.arrive(1);
+            let worker = {
+                let world = Arc::clone(&world);
+                thread::spawn(move || {
+                    assert!(world.take() && world.gate.begin());
+                    let found = world.socket.swap(0, Ordering::Relaxed);
+                    world.served.fetch_add(found, Ordering::Relaxed);
+                    assert!(world.gate.requeue());
+                    world.enqueue();
+                    world.work();
+                })
+            };
+            world.arrive(1);
+            world.arrive(1);
+            worker.join().expect("the worker");
+            world.work();
+            assert_eq!(world.served.load(Ordering::Relaxed), 3);
+        });
+    }
+
+    #[test]
+    fn exactly_one_side_closes_a_connection_that_gives_way_and_is_cut() {
+        loom::model(|| {
+            let world = World::new();
+            world.report(Readiness { input: true, ..Readiness::default() });
+            let closed = Arc::new(AtomicUsize::new(0));
+            let worker = {
+                let (world, closed) = (Arc::clone(&world), Arc::clone(&closed));
+                thread::spawn(move || {
+                    for _ in 0..2 {
+                        if !world.take() || !world.gate.begin() {
+                            return;
+                        }
+                        if world.gate.requeue() {
+                            world.enqueue();
+                        } else {
+                            closed.fetch_add(1, Ordering::SeqCst);
+                            world.gate.finish();
+                        }
+                    }
+                })
+            };
+            world.arrive(1);
+            if world.gate.cut() == Cut::Caller {
+                closed.fetch_add(1, Ordering::SeqCst);
+                world.gate.finish();
+            }
+            assert_ne!(world.gate.cut(), Cut::Caller, "nobody is asked to close it twice");
+            worker.join().expect("the worker");
+            assert!(!world.take() || !world.gate.begin(), "it is left in the queue, and nobody serves it");
+            assert_eq!(closed.load(Ordering::SeqCst), 1);
+        });
+    }
+
+    /// The connection's own data needs no other order than the gate's.
+    #[test]
+    fn whoever_holds_a_connection_next_sees_what_was_done_to_it() {
+        for lingers in [false, true] {
+            loom::model(move || {
+                let world = World::new();
+                world.report(Readiness { input: true, ..Readiness::default() });
+                let worker = {
+                    let world = Arc::clone(&world);
+                    thread::spawn(move || {
+                        assert!(world.take() && world.gate.begin());
+                        world.served.store(1, Ordering::Relaxed);
+                        if lingers {
+                            assert!(world.gate.linger());
+                        } else {
+                            while world.gate.park(true) == Park::Again {}
+                        }
+                    })
+                };
+                let holds = if lingers {
+                    world.gate.ready(Readiness { input: true, ..Readiness::default() }) == Ready::Linger
+                } else {
+                    world.gate.claim()
+                };
+                if holds {
+                    assert_eq!(world.served.load(Ordering::Relaxed), 1);
+                }
+                worker.join().expect("the worker");
+            });
+        }
     }
 
     #[test]
