@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use mio::net::TcpStream;
 use rustix::buffer::spare_capacity;
+use rustix::net::SendFlags;
 
 use super::gate::Gate;
 use super::metrics::Reason;
@@ -169,7 +170,8 @@ impl<Session> Held<Session> {
     fn write(&self, output: &[u8]) -> io::Result<usize> {
         let mut sent = 0;
         while sent < output.len() {
-            match rustix::io::write(self.stream(), &output[sent..]) {
+            // Not `write`, which sends SIGPIPE when the client is gone, and ends a program that does not ignore that.
+            match rustix::net::send(self.stream(), &output[sent..], SendFlags::NOSIGNAL) {
                 Ok(more) => sent += more,
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => break,

@@ -1,0 +1,65 @@
+//! A server in a program that does not ignore SIGPIPE: a client that is gone must not end it.
+//!
+//! Rust's `main` ignores the signal. Programs that start in C, and those that set it back so that `| head` ends them, do
+//! not. A file of its own, as the handler is the process's.
+
+mod common;
+
+use std::io::Write;
+use std::net::{Shutdown, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use millpond::{Next, Server, Service};
+use signal_hook::consts::SIGPIPE;
+
+use common::pools::Latch;
+use common::{connect, eventually};
+
+/// Echoes when the latch is open, and says how many wait for that.
+#[derive(Clone, Default)]
+struct Held {
+    latch: Latch,
+    waiting: Arc<AtomicUsize>,
+}
+
+impl Service for Held {
+    type Session = ();
+
+    fn open(&self, _peer: SocketAddr) {}
+
+    fn serve(&self, (): &mut (), _bytes: &mut Vec<u8>) -> Next {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.latch.wait();
+        Next::KeepOpen
+    }
+}
+
+/// The client half-closes and resets while the service works, so that the answer is written to a pipe with no reader.
+#[test]
+fn a_client_that_is_gone_sends_the_program_no_signal() {
+    const CLIENTS: usize = 4;
+    let signalled = Arc::new(AtomicBool::new(false));
+    signal_hook::flag::register(SIGPIPE, Arc::clone(&signalled)).expect("it can be caught");
+    let service = Held::default();
+    let server = Server::builder("echo").workers(CLIENTS).service(service.clone());
+    let server = server.bind(([127, 0, 0, 1], 0).into()).expect("a port").start().expect("threads");
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut client = connect(server.local_addr());
+            client.write_all(b"an answer, please").expect("sent");
+            client
+        })
+        .collect();
+    eventually("all are being served", || (service.waiting.load(Ordering::Relaxed) == CLIENTS).then_some(()));
+    for client in clients {
+        client.shutdown(Shutdown::Write).expect("a half-close");
+        socket2::Socket::from(client).set_linger(Some(Duration::ZERO)).expect("a socket option");
+    }
+    service.latch.open();
+    server.handle().drain();
+    let report = server.wait().expect("it drained");
+    assert_eq!((report.accepted, report.sent), (CLIENTS as u64, 0), "{report}");
+    assert!(!signalled.load(Ordering::Relaxed), "SIGPIPE, which would have ended the program");
+}
