@@ -1,6 +1,6 @@
 """The dashboard, the rules and the alerts, answered by a real Prometheus that scrapes real servers under load.
 
-    cargo build --release --bin millpond --example faulty
+    cargo build --release --bin millpond && cargo build --example faulty
     /usr/bin/python3 tests/dashboards/live.py [--save FILE]
 
 What it promises, each time it passes:
@@ -196,10 +196,10 @@ class Server:
 class Run:
     """The servers, their clients, and the moments that matter later."""
 
-    def __init__(self, stage, build):
+    def __init__(self, stage, program, faulty):
         self.stage = stage
-        self.program = os.path.join(build, "millpond")
-        self.faulty = os.path.join(build, "examples", "faulty")
+        self.program = program
+        self.faulty = faulty
         self.servers = {}
         self.clients = {}
         self.prometheus = None
@@ -638,7 +638,9 @@ async def check(run, report, dashboard, path):
 
 async def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--build", default=os.path.join(ROOT, "target/release"), help="where cargo has put the programs")
+    programs = {"program": "target/release/millpond", "faulty": "target/debug/examples/faulty"}
+    for name, path in programs.items():
+        parser.add_argument(f"--{name}", default=os.path.join(ROOT, path), help=f"by default {path}")
     parser.add_argument("--save", default=os.path.join(ROOT, "target/dashboards.json"), help="where the answers go")
     arguments = parser.parse_args()
     # The clients of all servers are here.
@@ -650,7 +652,7 @@ async def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with tempfile.TemporaryDirectory(prefix="millpond-") as folder, Stage(folder) as stage:
-        run = Run(stage, arguments.build)
+        run = Run(stage, arguments.program, arguments.faulty)
         try:
             await check(run, report, dashboard, arguments.save)
         except (Failed, OSError, AssertionError) as error:
