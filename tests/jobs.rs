@@ -196,9 +196,13 @@ fn a_running_job_is_told_of_its_cancellation() {
 #[test]
 fn an_abort_tells_the_running_job_and_ends_the_waiting_ones() {
     let pool = pool_of(1, 10);
-    let running = submit(&pool, || {
+    let latch = Latch::default();
+    let wait = latch.clone();
+    let running = submit(&pool, move || {
         let token = CancelToken::current().expect("this is a job");
         eventually("it is told", || token.is_cancelled().then_some(()));
+        // It is still running when the abort says what was.
+        wait.wait();
     });
     eventually("it runs", || (pool.stats().busy == 1).then_some(()));
     let (waiting, cancelled) = (submit(&pool, || {}), submit(&pool, || {}));
@@ -206,6 +210,7 @@ fn an_abort_tells_the_running_job_and_ends_the_waiting_ones() {
     let aborted = pool.abort();
     assert_eq!((aborted.dropped, aborted.cancelled, aborted.running), (1, 1, 1));
     assert_eq!((join(waiting), join(cancelled)), (Err(JobError::Aborted), Err(JobError::Cancelled)));
+    latch.open();
     assert_eq!(join(running), Ok(()));
 }
 
