@@ -1,6 +1,6 @@
 //! What a server says of itself at one moment, as `/status.json` shows it.
 //!
-//! Counters only rise, and every time is one of a monotonic clock, so whoever reads twice takes differences for rates, and
+//! Counters only rise, and every time but the start's is one of a monotonic clock, so whoever reads twice takes differences for rates, and
 //! the server keeps no windows. A reading takes no lock that a worker waits on; its parts are read one after the other,
 //! so a worker may have gone on to the next job between the pool's numbers and its own row.
 //!

@@ -155,6 +155,9 @@ describe("beside each other", { concurrency: 4 }, () => {
     });
     await page.hover(`#worker-${at}`);
     assert.match(await text(page, "detail"), new RegExp(`^Worker ${at}: busy for [\\d.]+ [um]?s, connection 1 from 127\\.\\d+\\.\\d+\\.\\d+:\\d+, 300 B read in this turn, 1 job so far$`));
+    await page.evaluate(() => activate(null));
+    await page.locator("#board").dispatchEvent("keydown", { key: "ArrowLeft" });
+    assert.deepEqual(stage.errors, [], "a key that leads nowhere, before any worker was chosen");
     await page.focus("#board");
     await page.keyboard.press("Home");
     await page.keyboard.press("ArrowRight");

@@ -438,8 +438,9 @@ function listenToBoard() {
     const to = { ArrowLeft: here - 1, ArrowRight: here + 1, ArrowUp: here - across, ArrowDown: here + across, Home: 0, End: cells.length - 1 }[event.key];
     if (to === undefined) return;
     event.preventDefault();
-    if (to >= 0 && to < cells.length) activate(to);
-    at(`worker-${active}`).scrollIntoView({ block: "nearest" });
+    if (to < 0 || to >= cells.length) return;
+    activate(to);
+    cells[to].scrollIntoView({ block: "nearest" });
   });
 }
 
