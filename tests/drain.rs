@@ -2,7 +2,7 @@
 
 mod common;
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -162,6 +162,25 @@ fn clients_in_the_backlog_at_the_signal_are_served() {
     assert_eq!(server.wait().code(), Some(0));
     let report = report(&server);
     assert_eq!((report.in_drain, report.cut, report.bytes_in, report.bytes_out), (22, 0, 20_010, 20_010));
+}
+
+#[test]
+fn a_client_that_comes_after_the_door_has_closed_is_refused_and_not_left_to_wait() {
+    let mut server = Millpond::start(&["--workers", "1", "--work", "4s"]);
+    let mut served = server.connect();
+    served.write_all(b"hello").expect("it is sent");
+    eventually("a worker has it", || {
+        (server.scrape().get("pool_workers_busy{pool=\"echo\"}") == 1.0).then_some(())
+    });
+    server.signal(Signal::INT);
+    eventually("refused", || {
+        let outcome = TcpStream::connect_timeout(&server.echo, Duration::from_millis(100));
+        matches!(outcome, Err(error) if error.kind() == ErrorKind::ConnectionRefused).then_some(())
+    });
+    assert!(!server.has_exited(), "refused because the server is gone");
+    let mut answer = [0; 5];
+    served.read_exact(&mut answer).expect("the answer");
+    assert_eq!((&answer, server.wait().code()), (b"hello", Some(0)));
 }
 
 #[test]

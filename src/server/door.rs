@@ -12,7 +12,8 @@
 //!   back.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use mio::net::{TcpListener, TcpStream};
@@ -252,7 +253,8 @@ fn classify(error: &io::Error) -> AcceptFailure {
 /// so they also have the lowest numbers, which stay usable when the limit is lowered.
 #[derive(Debug)]
 pub(crate) struct Ballast {
-    /// What each spare descriptor is a copy of.
+    /// What each spare descriptor is a copy of: a socket that nobody talks to. Not the listener, whose copies would keep
+    /// it listening after the door has closed.
     original: Option<OwnedFd>,
     spare: Vec<OwnedFd>,
     size: usize,
@@ -260,13 +262,14 @@ pub(crate) struct Ballast {
 
 impl Ballast {
     /// Opens `size` spare descriptors.
-    pub(crate) fn new(of: impl AsFd, size: usize) -> io::Result<Self> {
+    pub(crate) fn new(size: usize) -> io::Result<Self> {
         let mut ballast = Ballast { original: None, spare: Vec::with_capacity(size), size };
         if size > 0 {
-            ballast.original = Some(of.as_fd().try_clone_to_owned()?);
+            let original = OwnedFd::from(UnixDatagram::unbound()?);
             while ballast.spare.len() < size {
-                ballast.spare.push(of.as_fd().try_clone_to_owned()?);
+                ballast.spare.push(original.try_clone()?);
             }
+            ballast.original = Some(original);
         }
         Ok(ballast)
     }
@@ -319,7 +322,7 @@ mod tests {
     #[test]
     fn the_pause_doubles_up_to_a_second() {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a port");
-        let ballast = Ballast::new(std::io::stderr(), 0).expect("none");
+        let ballast = Ballast::new(0).expect("none");
         let mut door = Door::new(listener, ballast);
         let mut pauses = Vec::new();
         for _ in 0..9 {
@@ -336,7 +339,7 @@ mod tests {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a port");
         let client =
             std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
-        let ballast = Ballast::new(&listener, 3).expect("three descriptors");
+        let ballast = Ballast::new(3).expect("three descriptors");
         (Door::new(listener, ballast), client)
     }
 
@@ -402,7 +405,7 @@ mod tests {
 
     #[test]
     fn ballast_comes_back_whole_or_not_at_all() {
-        let mut ballast = Ballast::new(std::io::stderr(), 3).expect("three descriptors");
+        let mut ballast = Ballast::new(3).expect("three descriptors");
         assert!(!ballast.is_dropped());
         ballast.drop_all();
         assert!(ballast.is_dropped());

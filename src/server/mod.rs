@@ -251,7 +251,7 @@ impl<S> ServerBuilder<S> {
         let listener =
             listen(address, settings.backlog).map_err(|source| ServerError::Bind { address, source })?;
         let address = listener.local_addr().map_err(ServerError::Setup)?;
-        let ballast = Ballast::new(&listener, settings.spare_descriptors).map_err(ServerError::Setup)?;
+        let ballast = Ballast::new(settings.spare_descriptors).map_err(ServerError::Setup)?;
         let poll = mio::Poll::new().map_err(ServerError::Setup)?;
         let waker = mio::Waker::new(poll.registry(), reactor::WAKER).map_err(ServerError::Setup)?;
         let clock = Clock::start();
