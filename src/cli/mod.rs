@@ -3,6 +3,7 @@
 pub(crate) mod config;
 pub(crate) mod load;
 pub(crate) mod logging;
+mod manager;
 mod memory;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;

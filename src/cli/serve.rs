@@ -1,8 +1,9 @@
 //! `millpond serve`: starts everything in order, waits for a signal, and takes everything down in order.
 //!
-//! Order at the start: raise the descriptor limit, look at the one on memory, bind both listeners, and only
-//! then start threads, so that whatever is wrong is said before anything runs. Order at the end: the echo
-//! server drains, the metrics answer until it has, and the report is the last line of the log.
+//! Order at the start: raise the descriptor limit, look at the one on memory, take over or bind both listeners, and
+//! only then start threads, so that whatever is wrong is said before anything runs. Order at the end: the echo
+//! server drains, the metrics answer until it has, and the report is the last line of the log. A service manager is
+//! told of each.
 //!
 //! The signal handler only puts a token into a channel. This thread takes it: the first begins the drain, the
 //! second ends the program at once. The crate that catches signals cannot tell SIGINT, SIGTERM and SIGHUP
@@ -20,6 +21,7 @@ use prometheus::{Gauge, Opts, Registry};
 use tracing::{info, warn};
 
 use super::config::Config;
+use super::manager::{Listeners, Manager, REMEDY as PASS_ON};
 use super::{ABANDONED, CUT, FAILED, chain, fail, logging, memory};
 
 /// Descriptors let go when they run out, for scrapes and what a scrape reads: the metrics endpoint's
@@ -54,12 +56,25 @@ pub(crate) fn run(config: &Config) -> ExitCode {
     if let Some(wait) = config.max_queue_wait {
         builder = builder.max_queue_wait(wait);
     }
-    let server = match builder.bind(config.listen) {
+    let listeners = match Listeners::take() {
+        Ok(listeners) => listeners,
+        Err(why) => return fail(FAILED, why),
+    };
+    let passed_on = (listeners.echo.is_some(), listeners.metrics.is_some());
+    let server = match listeners.echo {
+        Some(listener) => builder.adopt(listener),
+        None => builder.bind(config.listen),
+    };
+    let server = match server {
         Ok(server) => server,
         Err(error) => return fail(FAILED, explain(&error, "--listen")),
     };
     let registry = Registry::new();
-    let exposition = match Exposition::bind(registry.clone(), config.metrics) {
+    let exposition = match listeners.metrics {
+        Some(listener) => Exposition::adopt(registry.clone(), listener),
+        None => Exposition::bind(registry.clone(), config.metrics),
+    };
+    let exposition = match exposition {
         Ok(exposition) => exposition,
         Err(error) => return fail(FAILED, explain(&error, "--metrics")),
     };
@@ -98,10 +113,18 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         Ok(exposition) => exposition,
         Err(error) => return fail(FAILED, explain(&error, "--metrics")),
     };
-    announce(running.local_addr(), exposition.local_addr());
+    let (echo, metrics) = (running.local_addr(), exposition.local_addr());
+    announce(echo, metrics);
+    for (flag, address, passed_on) in [("--listen", echo, passed_on.0), ("--metrics", metrics, passed_on.1)] {
+        if passed_on {
+            info!(%address, "listening where the service manager does, and not where {flag} says");
+        }
+    }
     info!(workers = config.workers, max_connections, open_files = limit, "serving");
+    let mut manager = Manager::from_env();
+    manager.ready(&format!("serving on {echo}, metrics on http://{metrics}/metrics"));
 
-    let outcome = wait(config, &signalled, &running);
+    let outcome = wait(config, &signalled, &running, &mut manager);
     let code = match outcome {
         Outcome::Abandoned => {
             warn!("second signal: abandoned at once, connections and all");
@@ -114,6 +137,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         }
         Outcome::Drained(report) => {
             exposition.stop();
+            manager.ended(&report.to_string());
             if report.is_clean() {
                 info!("{report}");
                 ExitCode::SUCCESS
@@ -139,7 +163,9 @@ fn wait(
     config: &Config,
     signalled: &crossbeam_channel::Receiver<()>,
     running: &millpond::Running,
+    manager: &mut Manager,
 ) -> Outcome {
+    let feeding = manager.feeding();
     let mut asked = false;
     loop {
         select! {
@@ -154,7 +180,10 @@ fn wait(
                     "signal: draining; a second one abandons at once"
                 );
                 running.handle().drain();
+                let longest = config.lame_duck + config.drain_timeout;
+                manager.stopping(&format!("draining, {} at most", humantime::format_duration(longest)));
             }
+            recv(feeding) -> _ => manager.feed(&running.handle()),
             recv(running.finished()) -> report => {
                 return report.map_or(Outcome::Broken, Outcome::Drained);
             }
@@ -199,6 +228,7 @@ fn explain(error: &ServerError, flag: &str) -> String {
             };
             format!("{flag} {address}: cannot listen there: {source}; {remedy}")
         }
+        ServerError::NotListening => format!("the socket passed on in place of {flag}: {line}; {PASS_ON}"),
         ServerError::ConnectionLimit { asked: 0, .. } => {
             format!("--max-connections: {line}; raise the limit (ulimit -n)")
         }

@@ -29,14 +29,14 @@ mod page;
 pub mod properties;
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
 use prometheus::{IntCounterVec, Opts, Registry};
 
 use self::http::{Answer, Head, Parsed};
 use crate::metrics::{Page, Source, collector};
-use crate::server::{Next, Overload, Running, Server, ServerError, ServerHandle, Service};
+use crate::server::{Next, Overload, Running, Server, ServerBuilder, ServerError, ServerHandle, Service};
 
 /// Connections open at once. A scraper uses one.
 const MAX_CONNECTIONS: usize = 16;
@@ -115,7 +115,21 @@ impl Exposition {
     ///
     /// As [`ServerBuilder::bind`](crate::ServerBuilder::bind).
     pub fn bind(registry: Registry, address: SocketAddr) -> Result<BoundExposition, ServerError> {
-        let server = Server::builder("http")
+        Ok(BoundExposition::new(Self::server().bind(address)?, registry))
+    }
+
+    /// As [`bind`](Exposition::bind), on a listener that somebody else holds too, such as a service manager that
+    /// passed it on. See [`ServerBuilder::adopt`](crate::ServerBuilder::adopt).
+    ///
+    /// # Errors
+    ///
+    /// As [`ServerBuilder::adopt`](crate::ServerBuilder::adopt).
+    pub fn adopt(registry: Registry, listener: TcpListener) -> Result<BoundExposition, ServerError> {
+        Ok(BoundExposition::new(Self::server().adopt(listener)?, registry))
+    }
+
+    fn server() -> ServerBuilder {
+        Server::builder("http")
             .workers(WORKERS)
             .max_connections(MAX_CONNECTIONS)
             .within_reserve()
@@ -124,8 +138,6 @@ impl Exposition {
             .write_timeout(LIFETIME)
             .lifetime(LIFETIME)
             .drain_timeout(DRAIN_TIMEOUT)
-            .bind(address)?;
-        Ok(BoundExposition { server, registry, routes: vec![("/metrics", Route::Metrics)] })
     }
 
     /// The address it listens on.
@@ -150,6 +162,10 @@ pub struct BoundExposition {
 }
 
 impl BoundExposition {
+    fn new(server: Server, registry: Registry) -> Self {
+        BoundExposition { server, registry, routes: vec![("/metrics", Route::Metrics)] }
+    }
+
     /// The address it is bound to.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {

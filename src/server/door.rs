@@ -55,11 +55,21 @@ impl Overload {
     }
 }
 
+/// Who holds the listener.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Holder {
+    /// This server alone: its backlog ends with it.
+    Alone,
+    /// Others too, who will accept from its backlog what this server does not.
+    Shared,
+}
+
 /// The listener with its pauses.
 #[derive(Debug)]
 pub(crate) struct Door {
-    /// `None` once the drain has emptied the backlog.
+    /// `None` once the drain has emptied the backlog, or left it to others.
     listener: Option<TcpListener>,
+    holder: Holder,
     /// The listener was reported ready and has not been found empty since.
     pub(crate) ready: bool,
     /// Not before this time; 0 when not paused.
@@ -84,9 +94,10 @@ pub(crate) enum Knock {
 }
 
 impl Door {
-    pub(crate) fn new(listener: TcpListener, ballast: Ballast) -> Self {
+    pub(crate) fn new(listener: TcpListener, holder: Holder, ballast: Ballast) -> Self {
         Door {
             listener: Some(listener),
+            holder,
             // Connections may have come before the listener was registered.
             ready: true,
             paused_until_ns: 0,
@@ -192,29 +203,34 @@ impl Door {
     }
 
     /// From now on the kernel lets one newcomer at a time into the backlog, and that only when it is empty
-    /// (so Linux reads a backlog of 0): what stands in it can be served to the end.
+    /// (so Linux reads a backlog of 0): what stands in it can be served to the end. A shared listener goes on as it is.
     pub(crate) fn stop_listening(&self) {
-        if let Some(listener) = &self.listener {
+        if let (Some(listener), Holder::Alone) = (&self.listener, self.holder) {
             // It cannot fail on a listening socket; if it did, more would be accepted, which harms nobody.
             let _ = rustix::net::listen(listener, 0);
         }
     }
 
-    /// From now on the kernel lets nobody into the backlog: a socket filter drops every packet that is for
-    /// the listener itself. Connections in the backlog have sockets of their own. Clients' attempts go
-    /// unanswered, and are refused when they are repeated after the listener was closed.
-    pub(crate) fn seal(&self) {
+    /// From now on nobody comes who does not stand in the backlog yet. Of a listener held alone, the kernel lets
+    /// nobody in any more: a socket filter drops every packet that is for the listener itself. Connections in the
+    /// backlog have sockets of their own. Clients' attempts go unanswered, and are refused when they are repeated
+    /// after the listener was closed. A shared one is left, and its backlog with it.
+    pub(crate) fn seal(&mut self) {
         /// `BPF_RET | BPF_K`: return a constant, the number of bytes to keep.
         const RETURN: u16 = 0x06;
-        if let Some(listener) = &self.listener {
-            let keep_nothing = [SockFilter::new(RETURN, 0, 0, 0)];
-            // Where filters are not to be had, a newcomer may still come in for each that leaves, until the
-            // deadline.
-            let _ = SockRef::from(listener).attach_filter(&keep_nothing);
+        match (&self.listener, self.holder) {
+            (Some(listener), Holder::Alone) => {
+                let keep_nothing = [SockFilter::new(RETURN, 0, 0, 0)];
+                // Where filters are not to be had, a newcomer may still come in for each that leaves, until the
+                // deadline.
+                let _ = SockRef::from(listener).attach_filter(&keep_nothing);
+            }
+            (Some(_), Holder::Shared) => self.close(),
+            (None, _) => {}
         }
     }
 
-    /// Closes the listener. Who still stands in its backlog is reset by the kernel.
+    /// Closes the listener. Who still stands in its backlog is reset by the kernel, unless others hold it.
     pub(crate) fn close(&mut self) {
         self.listener = None;
         self.ready = false;
@@ -323,7 +339,7 @@ mod tests {
     fn the_pause_doubles_up_to_a_second() {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a port");
         let ballast = Ballast::new(0).expect("none");
-        let mut door = Door::new(listener, ballast);
+        let mut door = Door::new(listener, Holder::Alone, ballast);
         let mut pauses = Vec::new();
         for _ in 0..9 {
             door.pause_from(1_000_000_000);
@@ -340,7 +356,7 @@ mod tests {
         let client =
             std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
         let ballast = Ballast::new(3).expect("three descriptors");
-        (Door::new(listener, ballast), client)
+        (Door::new(listener, Holder::Alone, ballast), client)
     }
 
     /// Failed accepts: for want of a descriptor, of vanished clients, and others.

@@ -57,7 +57,7 @@ use self::buffers::Buffers;
 use self::connection::Connection;
 pub use self::descriptors::{DEFAULT_CONNECTIONS_CAP, RESERVED_DESCRIPTORS, raise_descriptor_limit};
 pub use self::door::Overload;
-use self::door::{Ballast, Door};
+use self::door::{Ballast, Door, Holder};
 use self::metrics::{Cell, Ledger, Reason, ServerMetrics};
 use self::reactor::Reactor;
 pub use self::reactor::Report;
@@ -235,21 +235,40 @@ impl<S> ServerBuilder<S> {
     /// connections are asked for than descriptors allow,
     /// [`ServerError::Bind`] and [`ServerError::Setup`] with what the system said.
     pub fn bind(self, address: SocketAddr) -> Result<Server<S>, ServerError> {
-        let ServerBuilder { service, settings } = self;
-        if !(1..=pool::MAX_WORKERS).contains(&settings.workers) {
-            return Err(ServerError::Pool(PoolError::Workers(settings.workers)));
-        }
-        let allowed = if settings.within_reserve { usize::MAX } else { descriptors::connections_allowed() };
-        let max_connections = settings.max_connections.unwrap_or(allowed.min(DEFAULT_CONNECTIONS_CAP));
-        if max_connections == 0 || max_connections > allowed {
-            return Err(ServerError::ConnectionLimit {
-                asked: max_connections,
-                allowed,
-                descriptors: descriptors::descriptor_limit(),
-            });
-        }
+        let max_connections = self.settings.max_connections()?;
         let listener =
-            listen(address, settings.backlog).map_err(|source| ServerError::Bind { address, source })?;
+            listen(address, self.settings.backlog).map_err(|source| ServerError::Bind { address, source })?;
+        self.behind(listener, Holder::Alone, max_connections)
+    }
+
+    /// Takes over a listener that somebody else holds too, such as a service manager that passed it on. Starts no
+    /// thread; connections are accepted from [`Server::start`] on.
+    ///
+    /// What is done to it is done to the other holders as well, so nothing is but to make it non-blocking: its
+    /// backlog stays as long as it is, and a drain only stops accepting, a quarter of a second after it began at the
+    /// latest. Clients that come later wait in the backlog for whoever accepts next. If nobody else holds the
+    /// listener, they are reset.
+    ///
+    /// # Errors
+    ///
+    /// As [`bind`](ServerBuilder::bind), and [`ServerError::NotListening`] for a socket that does not listen.
+    pub fn adopt(self, listener: std::net::TcpListener) -> Result<Server<S>, ServerError> {
+        let max_connections = self.settings.max_connections()?;
+        if !socket2::SockRef::from(&listener).is_listener().map_err(ServerError::Setup)? {
+            return Err(ServerError::NotListening);
+        }
+        listener.set_nonblocking(true).map_err(ServerError::Setup)?;
+        self.behind(mio::net::TcpListener::from_std(listener), Holder::Shared, max_connections)
+    }
+
+    /// The server behind a listener.
+    fn behind(
+        self,
+        listener: mio::net::TcpListener,
+        holder: Holder,
+        max_connections: usize,
+    ) -> Result<Server<S>, ServerError> {
+        let ServerBuilder { service, settings } = self;
         let address = listener.local_addr().map_err(ServerError::Setup)?;
         let ballast = Ballast::new(settings.spare_descriptors).map_err(ServerError::Setup)?;
         let poll = mio::Poll::new().map_err(ServerError::Setup)?;
@@ -272,8 +291,24 @@ impl<S> ServerBuilder<S> {
             buffers: Buffers::default(),
             panic_log: LogLimit::default(),
         });
-        let door = Door::new(listener, ballast);
+        let door = Door::new(listener, holder, ballast);
         Ok(Server { service, bound: Bound { core, settings, address, door, poll, inbox } })
+    }
+}
+
+impl Settings {
+    /// The most connections there will be, if the settings can be had.
+    fn max_connections(&self) -> Result<usize, ServerError> {
+        if !(1..=pool::MAX_WORKERS).contains(&self.workers) {
+            return Err(ServerError::Pool(PoolError::Workers(self.workers)));
+        }
+        let allowed = if self.within_reserve { usize::MAX } else { descriptors::connections_allowed() };
+        let asked = self.max_connections.unwrap_or(allowed.min(DEFAULT_CONNECTIONS_CAP));
+        if asked == 0 || asked > allowed {
+            let descriptors = descriptors::descriptor_limit();
+            return Err(ServerError::ConnectionLimit { asked, allowed, descriptors });
+        }
+        Ok(asked)
     }
 }
 
@@ -609,6 +644,8 @@ pub enum ServerError {
         /// What the system said.
         source: io::Error,
     },
+    /// The socket to take over does not listen.
+    NotListening,
     /// The worker pool did not start.
     Pool(PoolError),
     /// The system refused the reactor its thread.
@@ -628,6 +665,7 @@ impl fmt::Display for ServerError {
                 "{asked} connections asked for, and {allowed} possible within the limit of {descriptors} open files"
             ),
             ServerError::Bind { address, .. } => write!(f, "cannot listen on {address}"),
+            ServerError::NotListening => f.write_str("the socket does not listen"),
             ServerError::Pool(_) => f.write_str("the worker pool did not start"),
             ServerError::Thread(_) => f.write_str("the system refused the reactor's thread"),
             ServerError::Setup(_) => f.write_str("the system refused what a server needs"),
@@ -638,7 +676,7 @@ impl fmt::Display for ServerError {
 impl std::error::Error for ServerError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
-            ServerError::ConnectionLimit { .. } => None,
+            ServerError::ConnectionLimit { .. } | ServerError::NotListening => None,
             ServerError::Bind { source, .. } | ServerError::Thread(source) | ServerError::Setup(source) => {
                 Some(source)
             }

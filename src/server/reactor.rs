@@ -21,7 +21,8 @@
 //!
 //! The kernel is told to let no more than one at a time into the backlog, and after [`IDLE_MOMENT`], when
 //! handshakes under way are over, nobody; who stands in it is accepted as there is room, and then the
-//! listener is closed. Connections at work go on. A connection is closed when nothing is left to read and it
+//! listener is closed. A listener that others hold too is not touched: it is closed when its backlog is found empty,
+//! or after [`IDLE_MOMENT`], and who comes later is theirs. Connections at work go on. A connection is closed when nothing is left to read and it
 //! has been silent for [`IDLE_MOMENT`]; those silent at the start are closed one after another,
 //! [`SPREAD_STEP`] apart, but within half the drain timeout, so that their clients do not all reconnect in
 //! the same instant. At the deadline the rest is cut. A worker still inside the service then closes its

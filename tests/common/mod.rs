@@ -16,6 +16,7 @@ pub mod victim;
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -78,12 +79,48 @@ impl Millpond {
 
     /// Starts a command that is millpond, or ends up as it.
     pub fn spawn(command: &mut Command) -> Self {
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
+        command.stdin(Stdio::null()).stdout(Stdio::piped());
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        let mut server = Self::spawn_logged(command, nowhere, nowhere);
+        let mut lines = BufReader::new(server.child.stdout.take().expect("a pipe")).lines();
+        let mut address = |prefix: &str, suffix: &str| -> Option<SocketAddr> {
+            let line = lines.next()?.ok()?;
+            line.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()
+        };
+        let echo = address("millpond: echo on ", "");
+        let metrics = address("millpond: metrics on http://", "/metrics");
+        let (Some(echo), Some(metrics)) = (echo, metrics) else {
+            server.end();
+            panic!("it did not say where it listens");
+        };
+        (server.echo, server.metrics) = (echo, metrics);
+        server
+    }
+
+    /// Starts it as a service manager does: with a socket for the echo and one for the metrics, and these variables.
+    pub fn activated(
+        echo: impl Into<OwnedFd>,
+        metrics: impl Into<OwnedFd>,
+        variables: &[(&str, &str)],
+    ) -> Self {
+        let (echo, metrics) = (echo.into(), metrics.into());
+        let address = |socket: &OwnedFd| {
+            let bound = rustix::net::getsockname(socket).ok().and_then(|address| address.try_into().ok());
+            bound.unwrap_or(SocketAddr::from(([0; 4], 0)))
+        };
+        let (echo_address, metrics_address) = (address(&echo), address(&metrics));
+        // The standard streams are the only descriptors that std passes on. A shell puts them where they belong, and
+        // what it executes keeps its process id.
+        let script = "exec 3<&0 4>&1 </dev/null >/dev/null; LISTEN_PID=$$ LISTEN_FDS=2 exec \"$0\" \"$@\"";
+        let mut command = Command::new("sh");
+        command.args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).envs(variables.iter().copied());
+        command.stdin(echo).stdout(metrics);
+        Self::spawn_logged(&mut command, echo_address, metrics_address)
+    }
+
+    /// Starts a command whose log is kept.
+    fn spawn_logged(command: &mut Command, echo: SocketAddr, metrics: SocketAddr) -> Self {
+        let mut child = command.stderr(Stdio::piped()).spawn().expect("the program starts");
         let log = Arc::new(Mutex::new(String::new()));
         let stderr = child.stderr.take().expect("a pipe");
         let reader = {
@@ -97,20 +134,16 @@ impl Millpond {
                 }
             })
         };
-        let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let mut address = |prefix: &str, suffix: &str| -> Option<SocketAddr> {
-            let line = lines.next()?.ok()?;
-            line.strip_prefix(prefix)?.strip_suffix(suffix)?.parse().ok()
-        };
-        let echo = address("millpond: echo on ", "");
-        let metrics = address("millpond: metrics on http://", "/metrics");
-        let (Some(echo), Some(metrics)) = (echo, metrics) else {
-            let _ = child.kill();
-            let _ = child.wait();
-            let _ = reader.join();
-            panic!("it did not say where it listens; its log: {}", log.lock().expect("the log"));
-        };
         Millpond { child, echo, metrics, log, reader: Some(reader) }
+    }
+
+    /// Ends it at once, and keeps its log.
+    fn end(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if let Some(reader) = self.reader.take() {
+            let _ = reader.join();
+        }
     }
 
     pub fn pid(&self) -> Pid {
@@ -200,8 +233,7 @@ impl Millpond {
 
 impl Drop for Millpond {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
         if std::thread::panicking() {
             eprintln!("millpond's log:\n{}", self.log());
         }
