@@ -234,7 +234,8 @@ fn the_manager_hears_of_the_start_the_heartbeat_and_the_end() {
     (0..5).for_each(|_| assert_eq!(ear.hear(), "WATCHDOG=1\n"));
     ping(&mut server.connect(), b"hello");
     server.signal(Signal::TERM);
-    assert_eq!(ear.hear_news(), "STOPPING=1\nSTATUS=draining, 20s 400ms at most\n");
+    let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=25400000\nSTATUS=draining, 20s 400ms at most\n";
+    assert_eq!(ear.hear_news(), stopping);
     assert_eq!(ear.hear(), "WATCHDOG=1\n", "the lame duck lives");
     assert_eq!(server.wait().code(), Some(0));
     let ended = ear.hear_news();

@@ -20,6 +20,9 @@ use tracing::warn;
 const ECHO: &str = "echo";
 const METRICS: &str = "metrics";
 
+/// From the drain's deadline to the exit: workers that let go late, the last scrape, the log's last lines.
+const MARGIN: Duration = Duration::from_secs(5);
+
 /// The listeners that were passed on. What was not is bound as the flags say.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
@@ -94,9 +97,17 @@ impl Manager {
         self.tell(&[NotifyState::Ready, NotifyState::Status(status)]);
     }
 
-    /// The end has begun.
-    pub(crate) fn stopping(&mut self, status: &str) {
-        self.tell(&[NotifyState::Stopping, NotifyState::Status(status)]);
+    /// The end has begun, and takes `longest` at most. The manager is asked for as much time, and [`MARGIN`]: it gives no
+    /// less than it would have given.
+    pub(crate) fn stopping(&mut self, longest: Duration) {
+        let status = format!("draining, {} at most", humantime::format_duration(longest));
+        // The crate's number ends at 71 minutes. A longer drain needs the manager's own limit to be longer.
+        let micros = u32::try_from((longest + MARGIN).as_micros()).unwrap_or(u32::MAX);
+        self.tell(&[
+            NotifyState::Stopping,
+            NotifyState::ExtendTimeoutUsec(micros),
+            NotifyState::Status(&status),
+        ]);
     }
 
     /// How it ended.

@@ -180,8 +180,7 @@ fn wait(
                     "signal: draining; a second one abandons at once"
                 );
                 running.handle().drain();
-                let longest = config.lame_duck + config.drain_timeout;
-                manager.stopping(&format!("draining, {} at most", humantime::format_duration(longest)));
+                manager.stopping(config.lame_duck + config.drain_timeout);
             }
             recv(feeding) -> _ => manager.feed(&running.handle()),
             recv(running.finished()) -> report => {
