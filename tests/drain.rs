@@ -14,6 +14,7 @@ use common::report::{Report, report};
 use common::scrape::Guard;
 use common::{Millpond, eventually, ping};
 use rustix::process::Signal;
+use socket2::SockRef;
 
 const MIB: usize = 1024 * 1024;
 
@@ -243,6 +244,42 @@ fn an_ignored_sigint_is_caught_all_the_same() {
     command.args(["-c", "trap '' INT HUP; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0", program]);
     let mut server = Millpond::spawn(&mut command);
     assert_eq!(server.drain(), Some(0));
+}
+
+/// A client that has its answers in the kernel's buffers and reads none of them, and the server it has them from.
+fn unread(flags: &[&str]) -> (Millpond, TcpStream, Vec<u8>) {
+    let server = Millpond::start(flags);
+    let mut client = server.connect();
+    SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a socket option");
+    let message: Vec<u8> = (0..150_000).map(|at| u8::try_from(at % 251).expect("small")).collect();
+    client.write_all(&message).expect("it is sent");
+    eventually("all is sent back, as far as the server sees", || {
+        (server.scrape().get("sent_bytes_total") == 150_000.0).then_some(())
+    });
+    (server, client, message)
+}
+
+#[test]
+fn what_the_kernel_still_holds_for_a_client_is_not_lost_when_it_speaks_again() {
+    let (mut server, mut client, mut message) = unread(&[]);
+    server.signal(Signal::INT);
+    eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
+    // Longer than an idle client is given, and then lingered on.
+    thread::sleep(Duration::from_millis(1500));
+    client.write_all(b"!").expect("the connection stands");
+    message.push(b'!');
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).expect("the end comes after all of it");
+    assert!(answer == message, "{} of {} bytes", answer.len(), message.len());
+    drop(client);
+    assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
+}
+
+#[test]
+fn what_the_kernel_still_holds_for_a_client_at_the_deadline_is_cut_and_counted() {
+    let (mut server, client, _) = unread(&["--drain-timeout", "1s"]);
+    assert_eq!((server.drain(), report(&server).cut), (Some(3), 1), "{}", server.log());
+    drop(client);
 }
 
 #[test]

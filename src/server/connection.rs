@@ -7,7 +7,9 @@ use std::sync::{Mutex, MutexGuard};
 
 use mio::net::TcpStream;
 use rustix::buffer::spare_capacity;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::SendFlags;
+use socket2::SockRef;
 
 use super::gate::Gate;
 use super::metrics::Reason;
@@ -137,6 +139,25 @@ impl<Session> Held<Session> {
         }
     }
 
+    /// Whether the client's side has what was sent to it, but for a packet or two: a connection that is closed before may
+    /// lose it, since a client that then speaks is answered with a reset.
+    ///
+    /// The kernel tells how much it still holds only to unsafe code. It also tells whether there is room, which is when
+    /// what it holds fills no more than two thirds of what it may; so it may hold almost nothing for a moment.
+    pub(crate) fn is_taken(&self) -> bool {
+        let socket = SockRef::from(self.stream());
+        let Ok(room) = socket.send_buffer_size() else { return true };
+        if socket.set_send_buffer_size(0).is_err() {
+            return true;
+        }
+        let mut asked = [PollFd::new(self.stream(), PollFlags::OUT)];
+        let answers = rustix::event::poll(&mut asked, Some(&Timespec::default()));
+        // What is set counts twice, for the kernel's own needs.
+        let _ = socket.set_send_buffer_size(room / 2);
+        // A broken connection has an answer too, and takes nothing more.
+        answers != Ok(0)
+    }
+
     /// Sends `output` as far as the kernel takes it now, and keeps a copy of the rest. Returns also how much
     /// went out.
     pub(crate) fn send(&mut self, output: &[u8]) -> io::Result<(Sent, usize)> {
@@ -204,9 +225,7 @@ impl<Session> Held<Session> {
 #[cfg(test)]
 mod tests {
     use std::io::Read;
-    use std::time::Duration;
-
-    use socket2::SockRef;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -221,6 +240,32 @@ mod tests {
         let (stream, peer) = listener.accept().expect("a client");
         stream.set_nonblocking(true).expect("a socket option");
         (Connection::new((0, 1), TcpStream::from_std(stream), peer, (), 1), client)
+    }
+
+    #[test]
+    fn output_is_taken_when_the_client_has_it_and_not_when_the_kernel_does() {
+        let (connection, mut client) = tight();
+        let mut held = connection.hold();
+        SockRef::from(held.stream()).set_send_buffer_size(200_000).expect("a socket option");
+        assert!(held.is_taken(), "nothing was sent");
+        let output = vec![7; 100_000];
+        assert!(matches!(held.send(&output), Ok((Sent::All, 100_000))), "the kernel takes it all");
+        assert!(!held.is_taken());
+        let mut left = output.len();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while left > 0 {
+            assert!(left < 20_000 || !held.is_taken(), "{left} bytes are in neither window nor buffer");
+            left -= client.read(&mut [0; 1000]).expect("it is on its way");
+        }
+        while !held.is_taken() {
+            assert!(Instant::now() < deadline, "the client has it all");
+        }
+        // It can be used as before.
+        assert!(matches!(held.send(&output), Ok((Sent::All, 100_000))));
+        drop(client);
+        while !held.is_taken() {
+            assert!(Instant::now() < deadline, "the client is gone");
+        }
     }
 
     #[test]

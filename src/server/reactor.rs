@@ -477,6 +477,10 @@ impl<S: Service> Reactor<S> {
     /// Closes a connection that was parked a moment ago, unless its client has just sent something.
     fn dismiss(&mut self, slot: usize, reason: Reason, now_ns: u64) {
         let connection = Arc::clone(&self.slots[slot].connection);
+        // Silent, and still to receive what it was sent: it reads slowly, and is waited for until the deadline.
+        if reason == Reason::Drained && !connection.hold().is_taken() {
+            return self.schedule(slot, later(now_ns, IDLE_MOMENT));
+        }
         if !connection.gate.claim() {
             return self.schedule_next(slot, now_ns);
         }

@@ -17,9 +17,6 @@ const BYTES_MAX: usize = 2 * 1024 * 1024;
 /// has to keep the rest.
 const SLOW_BYTES_MAX: usize = 6 * 1024 * 1024;
 
-/// Longer than it takes a drain to find a client idle and to linger on it for its second.
-const TIME_TO_LINGER: Duration = Duration::from_secs(2);
-
 /// The server's settings and what its clients do.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
@@ -106,7 +103,7 @@ impl Plan {
         // In most rounds no client loses bytes by its own doing, so that more can be promised.
         let lossy = random.u8(..100) < 30;
         let most = pick(random, &[(30, 64), (40, 16 * 1024), (20, 256 * 1024), (10, BYTES_MAX)]);
-        let mut clients: Vec<Script> =
+        let clients: Vec<Script> =
             (0..random.usize(CLIENTS)).map(|_| Script::draw(random, signal_at, lossy, most)).collect();
         let limited = random.u8(..100) < 25;
         let write_timeout =
@@ -129,15 +126,6 @@ impl Plan {
                 _ => Duration::from_secs(20),
             },
         };
-        // A deadline ends the lingering too. Who has had the end, has not read so far, and speaks after that is reset by
-        // the kernel, and loses what was still on its way: the server does not know that it was not read.
-        if server.drain_timeout < TIME_TO_LINGER {
-            for script in &mut clients {
-                if let Manner::ReadsSlowly { late, .. } = &mut script.manner {
-                    *late = None;
-                }
-            }
-        }
         Plan { server, clients, signal_at, signal: random.usize(..3) }
     }
 
