@@ -8,10 +8,12 @@ What it promises, each time it passes:
 - Not one echo failed: every connection was made, and every byte sent came back.
 - HAProxy had taken each server out before its lame duck was over, and had to try no connection twice.
 - Each server drained clean: exit code 0, nothing cut, as many bytes out as in.
-- The servers' reports together come to what the load says that it sent.
+- The servers' reports together come to what the load, and the clients below, say that they sent.
+- A server that came back while clients hold connections to the others is not sent every newcomer: its weight begins small,
+  never falls, and comes to be that of the others.
 
-HAProxy runs with deploy/haproxy/haproxy.cfg as it is shipped; addresses and the time between checks come from the environment.
-It needs `haproxy`, listens on loopback only, takes half a minute, and leaves nothing running.
+HAProxy runs with deploy/haproxy/haproxy.cfg as it is shipped; addresses and times come from the environment. It needs `haproxy`,
+listens on loopback only, takes three quarters of a minute, and leaves nothing running.
 """
 
 import argparse
@@ -29,7 +31,7 @@ import time
 ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 sys.path.insert(0, os.path.join(ROOT, "tests/common"))
 
-from programs import Failed, Report, Stage, until  # noqa: E402  (the path comes first)
+from programs import PATIENCE, Failed, Report, Stage, until  # noqa: E402  (the path comes first)
 
 # Where Debian puts it, which is not on everybody's path.
 HAPROXY = "/usr/sbin/haproxy"
@@ -43,6 +45,11 @@ LAME_DUCK = 2
 # A connection for each message: it is opened, and closed by the client. More than the few that are under way at any moment,
 # and not so many that the machine itself is the limit.
 LOAD = ["--churn", "--connections", "30", "--rate", "250", "--size", "1..64KiB", "--timeout", "20s", "--seed", "7"]
+
+# Long enough that its beginning is not over when it is looked at; steps are a second.
+SLOW_START = 6
+# Held while one server of three is away, and newcomers when it is back: without a slow start, it would get all of these.
+HELD, NEWCOMERS = 80, 20
 
 REPORT = re.compile(
     r"(\d+) connections at the drain: .* (\d+) cut; drained in .*; (\d+) connections, (\d+) bytes in and (\d+) bytes out"
@@ -94,12 +101,14 @@ class Run:
         # Of every server that has ended: its exit code, and the numbers of its report.
         self.ended = []
         self.taken_out = []
+        # Clients that hold their connections, beside the load.
+        self.clients = []
 
     async def start(self):
         for pond in self.ponds:
             await pond.start(self)
         environment = {"MILLPOND_HAPROXY_BIND": self.address, "MILLPOND_HAPROXY_SOCKET": self.socket}
-        environment["MILLPOND_HAPROXY_INTER"] = f"{INTER_MS}ms"
+        environment |= {"MILLPOND_HAPROXY_INTER": f"{INTER_MS}ms", "MILLPOND_HAPROXY_SLOWSTART": f"{SLOW_START}s"}
         for pond in self.ponds:
             environment |= pond.environment()
         pairs = [f"{name}={value}" for name, value in environment.items()]
@@ -140,6 +149,17 @@ class Run:
         await pond.start(self)
         await self.becomes(pond, "UP")
 
+    async def hold(self, number):
+        """Connects so many clients, each of which has had an echo, and keeps them."""
+        host, port = self.address.rsplit(":", 1)
+        for _ in range(number):
+            reader, writer = await asyncio.wait_for(asyncio.open_connection(host, int(port)), PATIENCE)
+            self.clients.append(writer)
+            writer.write(b"e")
+            echo = await asyncio.wait_for(reader.read(1), PATIENCE)
+            if echo != b"e":
+                raise Failed(f"a client that holds its connection got {echo!r}")
+
     async def end(self, pond):
         code = await pond.program.exit_code()
         report = REPORT.search(pond.program.log())
@@ -177,6 +197,7 @@ async def roll(run, restarts, report):
     load.interrupt()
     code = await load.exit_code()
     echoes = load_report(load)
+    newcomers, weights = await slow_start(run)
     stat = run.stat()
     for pond in run.ponds:
         pond.program.process.send_signal(signal.SIGTERM)
@@ -199,9 +220,36 @@ async def roll(run, restarts, report):
     accepted, received, sent = (sum(numbers[place] for numbers in run.ended) for place in (3, 4, 5))
     report.claim("the servers have sent all that they read", received == sent, f"{received} bytes in, {sent} out")
     # The load counts a message when its answer is whole. One that is not would be among the errors.
-    agree = (accepted, received) == (echoes["connections_opened"], echoes["bytes"])
-    figure = f"{accepted} connections and {received} bytes, of {echoes['connections_opened']} and {echoes['bytes']}"
-    report.claim("their reports come to what the load says", agree, figure)
+    # Each client that held a connection has sent one byte.
+    opened, sent = echoes["connections_opened"] + len(run.clients), echoes["bytes"] + len(run.clients)
+    figure = f"{accepted} connections and {received} bytes, of {opened} and {sent}"
+    report.claim("their reports come to what the clients say", (accepted, received) == (opened, sent), figure)
+    report.claim("who came back is sent a part of the newcomers", 0 < newcomers <= NEWCOMERS // 2, f"{newcomers} of {NEWCOMERS}")
+    grows = weights[0] < 50 and weights == sorted(weights) and weights[-1] == 100 and len(weights) > 3
+    report.claim("its weight grows to that of the others", grows, weights)
+
+
+async def slow_start(run):
+    """How many of the newcomers went to a server that had just come back, and its weights from then on, each once."""
+    pond = run.ponds[0]
+    pond.program.process.send_signal(signal.SIGTERM)
+    await run.becomes(pond, "DOWN")
+    await run.hold(HELD)
+    await run.end(pond)
+    await pond.start(run)
+    await run.becomes(pond, "UP")
+    weights = [int(run.stat()[pond.name]["weight"])]
+    await run.hold(NEWCOMERS)
+    newcomers = int(run.stat()[pond.name]["scur"])
+
+    async def has_all():
+        weight = int(run.stat()[pond.name]["weight"])
+        if weight != weights[-1]:
+            weights.append(weight)
+        return weight == 100
+
+    await until("haproxy gives back all of its share", has_all)
+    return newcomers, weights
 
 
 async def main():
@@ -215,12 +263,15 @@ async def main():
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     with tempfile.TemporaryDirectory(prefix="millpond-") as folder, Stage(folder) as stage:
+        run = Run(stage, arguments.build, arguments.lame_duck)
         try:
-            await roll(Run(stage, arguments.build, arguments.lame_duck), arguments.restarts, report)
+            await roll(run, arguments.restarts, report)
         except (Failed, OSError) as error:
             report.claim("the run goes to its end", False, error)
         except asyncio.CancelledError:
             report.claim("the run goes to its end", False, "it was interrupted")
+        for client in run.clients:
+            client.close()
         if report.failed:
             for program in stage.programs:
                 print(f"-- the end of {program.name}'s log:", *program.log().splitlines()[-8:], sep="\n   ")
