@@ -12,6 +12,10 @@ fn main() -> ExitCode {
             Ok(flags) => cli::load::run(&flags),
             Err(exit) => exit,
         },
+        Some(command) if command == "health" => match cli::health::parse(args) {
+            Ok(flags) => cli::health::run(&flags),
+            Err(exit) => exit,
+        },
         _ => match cli::config::parse(std::env::args_os()) {
             Ok(config) => cli::serve::run(&config),
             Err(exit) => exit,

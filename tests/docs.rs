@@ -56,6 +56,7 @@ fn the_metrics_table_is_what_is_exported() {
 fn the_flags_tables_are_what_help_says() {
     agree("flag", &["--help"]);
     agree("flag of load", &["load", "--help"]);
+    agree("flag of health", &["health", "--help"]);
 }
 
 /// The last column names files and, behind each, tests in it: "`faults.rs` one, another; `cli.rs` a_third".

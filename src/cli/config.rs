@@ -45,7 +45,8 @@ the flag's name in capitals with _ for -: MILLPOND_IDLE_TIMEOUT=1m. A flag given
 SIGINT (Ctrl-C), SIGTERM or SIGHUP begins the drain; a second one abandons at once.
 
 `millpond load ADDR` is another command: it sends messages to an echo service and checks every byte that comes back. \
-See millpond load --help.
+See millpond load --help. `millpond health ADDR` asks a millpond whether it is well, for health checks that run a program. \
+See millpond health --help.
 
 Exit codes: 0 drained clean; 1 could not start, or failed; 2 usage; 3 something was cut in the drain; \
 130 second signal.";
@@ -58,7 +59,7 @@ Exit codes: 0 drained clean; 1 could not start, or failed; 2 usage; 3 something 
     about = ABOUT,
     long_about = LONG_ABOUT,
     after_help = AFTER_HELP,
-    override_usage = "millpond [serve] [FLAGS]\n       millpond load ADDR [FLAGS]",
+    override_usage = "millpond [serve] [FLAGS]\n       millpond load ADDR [FLAGS]\n       millpond health [ADDR] [FLAGS]",
     styles = Styles::plain(),
     max_term_width = 100,
     args_override_self = true,
@@ -228,9 +229,9 @@ pub(super) fn one_line(message: &str, look: &str) -> String {
     let mut lines: Vec<&str> = message
         .lines()
         .map(str::trim)
-        .filter(|line| {
-            !line.is_empty() && !line.starts_with("Usage:") && !line.starts_with("For more information")
-        })
+        // It comes after what is wrong, and is several lines where there are several commands.
+        .take_while(|line| !line.starts_with("Usage:"))
+        .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
         .collect();
     lines.push(look);
     let line = lines.join("; ");
@@ -339,5 +340,6 @@ mod tests {
     fn a_misspelt_flag_is_named_with_the_likely_one() {
         let message = parsed(&["--worker", "3"]).expect_err("no such flag");
         assert!(message.contains("'--worker'") && message.contains("'--workers'"), "{message}");
+        assert!(!message.contains("millpond load"), "the usage of another command: {message}");
     }
 }

@@ -1,6 +1,7 @@
 //! What the program adds to the library: flags, a log, signals, exit codes.
 
 pub(crate) mod config;
+pub(crate) mod health;
 pub(crate) mod load;
 pub(crate) mod logging;
 mod manager;

@@ -1,6 +1,6 @@
 //! What holds for whatever is given on the command line.
 //!
-//! [`check_serve`] and [`check_load`] assert it of one command line, wherever that comes from: the tests below make up some
+//! [`check_serve`], [`check_load`] and [`check_health`] assert it of one command line, wherever that comes from: the tests below make up some
 //! thousands, and the fuzzer of `fuzz/` finds any number. They are built for these two only.
 
 use std::ffi::{OsStr, OsString};
@@ -12,6 +12,7 @@ use clap::{Parser, ValueEnum};
 use humantime::format_duration;
 
 use super::config::{self, Config, one_line};
+use super::health;
 use super::load::Flags;
 use crate::load::{Plan, Until};
 
@@ -51,6 +52,9 @@ const LOAD_FLAGS: [&str; 11] = [
     "--threads",
     "--seed",
 ];
+
+/// Those of the health check.
+const HEALTH_FLAGS: [&str; 1] = ["--timeout"];
 
 /// Asserts all that holds for these flags of the server. What is accepted is within its ranges and, printed as flags,
 /// accepted as the same; what is not is told in one line.
@@ -110,7 +114,32 @@ pub(crate) fn check_load(flags: &[OsString]) {
     }
 }
 
-/// As [`check_load`] when the first line is `load`, and [`check_serve`] otherwise; each further line is an argument.
+/// As [`check_serve`], for what follows `millpond health`.
+///
+/// # Panics
+///
+/// When something does not hold.
+pub(crate) fn check_health(flags: &[OsString]) {
+    let parse = |flags: &[OsString]| {
+        health::Flags::try_parse_from([OsString::from("millpond health")].iter().chain(flags))
+    };
+    match parse(flags) {
+        Ok(asked) => {
+            assert!(asked.address.port() != 0, "{asked:?}");
+            assert!(!asked.timeout.is_zero() && asked.timeout <= YEAR, "{asked:?}");
+            let mut printed =
+                vec![asked.address.to_string(), format!("--timeout={}", format_duration(asked.timeout))];
+            printed.extend(asked.ready.then(|| "--ready".to_owned()));
+            let printed: Vec<OsString> = printed.into_iter().map(OsString::from).collect();
+            let again = parse(&printed).unwrap_or_else(|error| panic!("{asked:?}: {error}"));
+            assert_eq!(format!("{again:?}"), format!("{asked:?}"));
+        }
+        Err(error) => said_in_one_line(&error, flags, &HEALTH_FLAGS),
+    }
+}
+
+/// As [`check_load`] when the first line is `load`, as [`check_health`] when it is `health`, and [`check_serve`] otherwise;
+/// each further line is an argument.
 ///
 /// # Panics
 ///
@@ -119,7 +148,11 @@ pub(crate) fn check_lines(bytes: &[u8]) {
     let mut lines = bytes.split(|byte| *byte == b'\n').map(|line| OsStr::from_bytes(line).to_owned());
     let command = lines.next();
     let flags: Vec<OsString> = lines.collect();
-    if command.is_some_and(|command| command == "load") { check_load(&flags) } else { check_serve(&flags) }
+    match command.as_deref().and_then(OsStr::to_str) {
+        Some("load") => check_load(&flags),
+        Some("health") => check_health(&flags),
+        _ => check_serve(&flags),
+    }
 }
 
 /// What is wrong is one line that says where to look; and when there is one flag with a value, it is named.
@@ -274,12 +307,21 @@ mod tests {
         }
 
         #[test]
+        fn any_flags_of_the_health_check_are_accepted_for_good_or_refused_in_one_line(
+            address in prop_oneof![2 => Just(ADDRESS.to_owned()), 1 => value()],
+            flags in vec(prop_oneof![3 => flag(&HEALTH_FLAGS), 1 => Just(vec!["--ready".into()])], 0..3),
+        ) {
+            check_health(&[vec![address.into()], flags.concat()].concat());
+        }
+
+        #[test]
         fn any_single_value_is_accepted_or_its_flag_is_named(
             (number, value) in (any::<usize>(), value()),
         ) {
             let flag = |known: &[&str]| OsString::from(format!("{}={value}", known[number % known.len()]));
             check_serve(&[flag(&SERVE_FLAGS)]);
             check_load(&[ADDRESS.into(), flag(&LOAD_FLAGS)]);
+            check_health(&[ADDRESS.into(), flag(&HEALTH_FLAGS)]);
         }
 
         #[test]
