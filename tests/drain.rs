@@ -275,6 +275,24 @@ fn what_the_kernel_still_holds_for_a_client_is_not_lost_when_it_speaks_again() {
     assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
 }
 
+/// Others are sent away first, so that the idle timeout comes before its turn does.
+#[test]
+fn what_the_kernel_still_holds_for_a_client_is_not_lost_by_the_idle_timeout_of_a_drain() {
+    let (mut server, mut client, mut message) = unread(&["--idle-timeout", "2s"]);
+    let others: Vec<TcpStream> = (0..600).map(|_| server.connect()).collect();
+    server.signal(Signal::INT);
+    eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
+    // Longer than the idle timeout, and then lingered on.
+    thread::sleep(Duration::from_millis(3500));
+    client.write_all(b"!").expect("the connection stands");
+    message.push(b'!');
+    let mut answer = Vec::new();
+    client.read_to_end(&mut answer).expect("the end comes after all of it");
+    assert!(answer == message, "{} of {} bytes", answer.len(), message.len());
+    drop((client, others));
+    assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
+}
+
 #[test]
 fn what_the_kernel_still_holds_for_a_client_at_the_deadline_is_cut_and_counted() {
     let (mut server, client, _) = unread(&["--drain-timeout", "1s"]);
@@ -317,8 +335,9 @@ fn silent_clients_are_closed_as_idle_although_every_worker_is_stuck() {
     let mut stuck = server.connect();
     stuck.write_all(b"stuck").expect("sent");
     let silent: Vec<TcpStream> = (0..5).map(|_| server.connect()).collect();
-    let scrape = eventually("all in", || {
-        Some(server.scrape()).filter(|now| now.get("connections_accepted_total") == 6.0)
+    let scrape = eventually("all in, and one at work", || {
+        Some(server.scrape())
+            .filter(|now| now.get("connections_accepted_total") == 6.0 && now.pool("workers_busy") == 1.0)
     });
     let states = ["idle", "queued", "active"].map(|state| scrape.connections(state));
     assert_eq!((states, scrape.pool("queue_depth")), ([5.0, 0.0, 1.0], 0.0), "silence makes no job");

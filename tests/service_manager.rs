@@ -5,7 +5,8 @@ mod common;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -225,7 +226,7 @@ impl Drop for Ear {
 #[test]
 fn the_manager_hears_of_the_start_the_heartbeat_and_the_end() {
     let ear = Ear::new("ear");
-    let mut server = Millpond::start_with(&["--drain-timeout", "20s", "--lame-duck", "400ms"], |command| {
+    let mut server = Millpond::start_with(&["--drain-timeout", "20s", "--lame-duck", "1s"], |command| {
         command.env("NOTIFY_SOCKET", ear.path()).env("WATCHDOG_USEC", "100000");
     });
     let ready = ear.hear();
@@ -234,12 +235,41 @@ fn the_manager_hears_of_the_start_the_heartbeat_and_the_end() {
     (0..5).for_each(|_| assert_eq!(ear.hear(), "WATCHDOG=1\n"));
     ping(&mut server.connect(), b"hello");
     server.signal(Signal::TERM);
-    let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=25400000\nSTATUS=draining, 20s 400ms at most\n";
+    let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=26000000\nSTATUS=draining, 21s at most\n";
     assert_eq!(ear.hear_news(), stopping);
     assert_eq!(ear.hear(), "WATCHDOG=1\n", "the lame duck lives");
     assert_eq!(server.wait().code(), Some(0));
     let ended = ear.hear_news();
     assert!(ended.starts_with("STATUS=") && ended.contains(" 0 cut; drained in "), "{ended}");
+}
+
+/// Names without a file begin with `@`, as a manager in another mount namespace gives them.
+#[test]
+fn a_manager_without_a_file_is_told_too() {
+    let name = format!("millpond-{}", std::process::id());
+    let address = SocketAddr::from_abstract_name(&name).expect("a name");
+    let socket = UnixDatagram::bind_addr(&address).expect("a socket");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let mut server = Millpond::start_with(&[], |command| {
+        command.env("NOTIFY_SOCKET", format!("@{name}"));
+    });
+    let mut message = [0; 1024];
+    let length = socket.recv(&mut message).expect("a message");
+    assert!(message[..length].starts_with(b"READY=1\n"));
+    assert_eq!(server.drain(), Some(0));
+}
+
+#[test]
+fn a_manager_that_does_not_read_holds_nothing_up() {
+    let ear = Ear::new("full");
+    let mut server = Millpond::start_with(&[], |command| {
+        command.env("NOTIFY_SOCKET", ear.path()).env("WATCHDOG_USEC", "200");
+    });
+    eventually("it takes no more", || {
+        server.log().contains("the service manager cannot be told").then_some(())
+    });
+    ping(&mut server.connect(), b"hello");
+    assert_eq!(server.drain(), Some(0));
 }
 
 #[test]

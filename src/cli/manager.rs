@@ -2,12 +2,18 @@
 //! protocol ([`sd_listen_fds`](https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html) and
 //! [`sd_notify`](https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html)).
 //!
-//! Guarantees: what is passed on is used or refused, never ignored; a message that cannot be delivered is logged
-//! once and stops nothing; the watchdog hears of a life that the reactor has given a sign of, not of this thread's.
+//! Guarantees: what is passed on to this process is used or refused; a message that cannot be delivered is logged once and
+//! stops nothing, nor does a manager that does not read; the watchdog hears of a life that the reactor has given a sign
+//! of, not of this thread's.
 //!
 //! It leaves to others when to say what.
 
+use std::ffi::{OsStr, OsString};
+use std::io;
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::Receiver;
@@ -31,7 +37,7 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    /// Takes them over. To be called once, before any thread is started: it clears the variables that announce them.
+    /// Takes them over. To be called once, before any thread is started: it clears variables that announce them.
     ///
     /// # Errors
     ///
@@ -76,6 +82,8 @@ fn roles(names: &str, count: usize) -> Result<Vec<&'static str>, String> {
 /// Tells the manager how the program fares. Without a manager, nobody is told.
 #[derive(Debug)]
 pub(crate) struct Manager {
+    /// Where it hears, if there is one.
+    ear: Option<OsString>,
     watchdog: Option<Duration>,
     /// The last message could not be delivered.
     deaf: bool,
@@ -84,7 +92,8 @@ pub(crate) struct Manager {
 impl Manager {
     /// As the environment says.
     pub(crate) fn from_env() -> Self {
-        Manager { watchdog: sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero()), deaf: false }
+        let watchdog = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
+        Manager { ear: std::env::var_os("NOTIFY_SOCKET"), watchdog, deaf: false }
     }
 
     /// When to [`feed`](Manager::feed) the watchdog: twice within its time, as its manual asks. Never, when there is none.
@@ -124,7 +133,8 @@ impl Manager {
     }
 
     fn tell(&mut self, message: &[NotifyState<'_>]) {
-        match sd_notify::notify(message) {
+        let Some(ear) = &self.ear else { return };
+        match send(ear, message) {
             Ok(()) => self.deaf = false,
             Err(error) => {
                 if !self.deaf {
@@ -134,6 +144,21 @@ impl Manager {
             }
         }
     }
+}
+
+/// Sends a message, or fails at once. The crate's own way waits for a manager that does not read, and the thread that
+/// tells it is the one that takes signals.
+fn send(ear: &OsStr, message: &[NotifyState<'_>]) -> io::Result<()> {
+    let address = match ear.as_bytes() {
+        // Of the names without a file, which begin with a zero byte.
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(ear)?,
+    };
+    let text: String = message.iter().map(|state| format!("{state}\n")).collect();
+    let socket = UnixDatagram::unbound()?;
+    socket.set_nonblocking(true)?;
+    // A datagram goes whole or not at all. The service that is shipped may not call `connect`.
+    socket.send_to_addr(text.as_bytes(), &address).map(|_| ())
 }
 
 #[cfg(test)]

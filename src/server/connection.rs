@@ -8,6 +8,7 @@ use std::sync::{Mutex, MutexGuard};
 use mio::net::TcpStream;
 use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::net::SendFlags;
 use socket2::SockRef;
 
@@ -125,7 +126,7 @@ impl<Session> Held<Session> {
     pub(crate) fn read(&self, buffer: &mut Vec<u8>) -> io::Result<usize> {
         loop {
             match rustix::io::read(self.stream(), spare_capacity(buffer)) {
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 outcome => return Ok(outcome?),
             }
         }
@@ -152,10 +153,11 @@ impl<Session> Held<Session> {
         }
         let mut asked = [PollFd::new(self.stream(), PollFlags::OUT)];
         let answers = rustix::event::poll(&mut asked, Some(&Timespec::default()));
-        // What is set counts twice, for the kernel's own needs.
+        // What is set counts twice, for the kernel's own needs. Of what the kernel had given it by itself, only as much
+        // comes back as may be set (`net.core.wmem_max`).
         let _ = socket.set_send_buffer_size(room / 2);
         // A broken connection has an answer too, and takes nothing more.
-        answers != Ok(0)
+        !matches!(answers, Ok(0) | Err(Errno::INTR))
     }
 
     /// Sends `output` as far as the kernel takes it now, and keeps a copy of the rest. Returns also how much
@@ -194,7 +196,7 @@ impl<Session> Held<Session> {
             // Not `write`, which sends SIGPIPE when the client is gone, and ends a program that does not ignore that.
             match rustix::net::send(self.stream(), &output[sent..], SendFlags::NOSIGNAL) {
                 Ok(more) => sent += more,
-                Err(rustix::io::Errno::INTR) => {}
+                Err(Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => break,
                 Err(error) => return Err(error.into()),
             }

@@ -215,7 +215,7 @@ impl Door {
     /// nobody in any more: a socket filter drops every packet that is for the listener itself. Connections in the
     /// backlog have sockets of their own. Clients' attempts go unanswered, and are refused when they are repeated
     /// after the listener was closed. A shared one is left, and its backlog with it.
-    pub(crate) fn seal(&mut self) {
+    pub(crate) fn seal(&mut self, registry: &mio::Registry) {
         /// `BPF_RET | BPF_K`: return a constant, the number of bytes to keep.
         const RETURN: u16 = 0x06;
         match (&self.listener, self.holder) {
@@ -225,14 +225,17 @@ impl Door {
                 // deadline.
                 let _ = SockRef::from(listener).attach_filter(&keep_nothing);
             }
-            (Some(_), Holder::Shared) => self.close(),
+            (Some(_), Holder::Shared) => self.close(registry),
             (None, _) => {}
         }
     }
 
     /// Closes the listener. Who still stands in its backlog is reset by the kernel, unless others hold it.
-    pub(crate) fn close(&mut self) {
-        self.listener = None;
+    pub(crate) fn close(&mut self, registry: &mio::Registry) {
+        if let Some(mut listener) = self.listener.take() {
+            // While others hold it, the kernel would report their newcomers here. If it fails, that is all it does.
+            let _ = registry.deregister(&mut listener);
+        }
         self.ready = false;
     }
 }

@@ -19,10 +19,10 @@
 //!
 //! # Drain
 //!
-//! The kernel is told to let no more than one at a time into the backlog, and after [`IDLE_MOMENT`], when
-//! handshakes under way are over, nobody; who stands in it is accepted as there is room, and then the
-//! listener is closed. A listener that others hold too is not touched: it is closed when its backlog is found empty,
-//! or after [`IDLE_MOMENT`], and who comes later is theirs. Connections at work go on. A connection is closed when nothing is left to read and it
+//! Who stands in the backlog is accepted as there is room; when it is found empty, the listener is closed, and a
+//! handshake under way at that moment is refused (which is what the lame duck is for). Until then the kernel is told to
+//! let no more than one at a time into it, and after [`IDLE_MOMENT`] nobody. A listener that others hold too is not
+//! touched: it is closed when its backlog is found empty, or after [`IDLE_MOMENT`], and who comes later is theirs. Connections at work go on. A connection is closed when nothing is left to read and it
 //! has been silent for [`IDLE_MOMENT`]; those silent at the start are closed one after another,
 //! [`SPREAD_STEP`] apart, but within half the drain timeout, so that their clients do not all reconnect in
 //! the same instant. At the deadline the rest is cut. A worker still inside the service then closes its
@@ -477,9 +477,14 @@ impl<S: Service> Reactor<S> {
     /// Closes a connection that was parked a moment ago, unless its client has just sent something.
     fn dismiss(&mut self, slot: usize, reason: Reason, now_ns: u64) {
         let connection = Arc::clone(&self.slots[slot].connection);
-        // Silent, and still to receive what it was sent: it reads slowly, and is waited for until the deadline.
-        if reason == Reason::Drained && !connection.hold().is_taken() {
-            return self.schedule(slot, later(now_ns, IDLE_MOMENT));
+        // Silent, and still to receive what it was sent: it reads slowly, and is waited for until the deadline. The kernel
+        // does not say whether it takes anything, so the write timeout is not for it.
+        let draining = matches!(self.stage, Stage::Draining(_));
+        if draining
+            && matches!(reason, Reason::Drained | Reason::IdleTimeout)
+            && !connection.hold().is_taken()
+        {
+            return self.schedule(slot, later(now_ns, self.idle_moment()));
         }
         if !connection.gate.claim() {
             return self.schedule_next(slot, now_ns);
@@ -563,7 +568,7 @@ impl<S: Service> Reactor<S> {
                 },
                 Knock::Vanished => {}
                 Knock::Nobody if draining => {
-                    self.door.close();
+                    self.door.close(self.poll.registry());
                     return Some(now_ns);
                 }
                 Knock::Nobody | Knock::Paused => return None,
@@ -691,7 +696,7 @@ impl<S: Service> Reactor<S> {
             Stage::Draining(drain) => {
                 if !drain.sealed && now_ns >= later(drain.started_ns, IDLE_MOMENT) {
                     drain.sealed = true;
-                    self.door.seal();
+                    self.door.seal(self.poll.registry());
                 }
                 (self.slots.is_empty() && !self.door.is_open()) || now_ns >= drain.deadline_ns
             }
@@ -733,7 +738,7 @@ impl<S: Service> Reactor<S> {
         };
         let now_ns = self.core.clock.now_ns();
         let mut refused = 0;
-        self.door.seal();
+        self.door.seal(self.poll.registry());
         loop {
             match self.door.accept(&self.core.ledger, now_ns) {
                 Knock::Newcomer(..) => {
@@ -744,7 +749,7 @@ impl<S: Service> Reactor<S> {
                 Knock::Nobody | Knock::Paused => break,
             }
         }
-        self.door.close();
+        self.door.close(self.poll.registry());
         for slot in self.slots.iter().map(|(slot, _)| slot).collect::<Vec<_>>() {
             let connection = Arc::clone(&self.slots[slot].connection);
             let reason = cut_short(&connection);
