@@ -246,9 +246,8 @@ fn an_ignored_sigint_is_caught_all_the_same() {
     assert_eq!(server.drain(), Some(0));
 }
 
-/// A client that has its answers in the kernel's buffers and reads none of them, and the server it has them from.
-fn unread(flags: &[&str]) -> (Millpond, TcpStream, Vec<u8>) {
-    let server = Millpond::start(flags);
+/// A client that has its answers in the kernel's buffers and reads none of them, and what they are.
+fn unread(server: &Millpond) -> (TcpStream, Vec<u8>) {
     let mut client = server.connect();
     SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a socket option");
     let message: Vec<u8> = (0..150_000).map(|at| u8::try_from(at % 251).expect("small")).collect();
@@ -256,16 +255,14 @@ fn unread(flags: &[&str]) -> (Millpond, TcpStream, Vec<u8>) {
     eventually("all is sent back, as far as the server sees", || {
         (server.scrape().get("sent_bytes_total") == 150_000.0).then_some(())
     });
-    (server, client, message)
+    (client, message)
 }
 
-#[test]
-fn what_the_kernel_still_holds_for_a_client_is_not_lost_when_it_speaks_again() {
-    let (mut server, mut client, mut message) = unread(&[]);
+/// Has the client speak once more, `late` after the signal, and expects all of its answers.
+fn speaks_late(mut server: Millpond, (mut client, mut message): (TcpStream, Vec<u8>), late: Duration) {
     server.signal(Signal::INT);
     eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
-    // Longer than an idle client is given, and then lingered on.
-    thread::sleep(Duration::from_millis(1500));
+    thread::sleep(late);
     client.write_all(b"!").expect("the connection stands");
     message.push(b'!');
     let mut answer = Vec::new();
@@ -275,27 +272,28 @@ fn what_the_kernel_still_holds_for_a_client_is_not_lost_when_it_speaks_again() {
     assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
 }
 
-/// Others are sent away first, so that the idle timeout comes before its turn does.
+#[test]
+fn what_the_kernel_still_holds_for_a_client_is_not_lost_when_it_speaks_again() {
+    let server = Millpond::start(&[]);
+    let client = unread(&server);
+    // Longer than an idle client is given, and then lingered on.
+    speaks_late(server, client, Duration::from_millis(1500));
+}
+
+/// So many are sent away before it that the idle timeout comes sooner than its turn.
 #[test]
 fn what_the_kernel_still_holds_for_a_client_is_not_lost_by_the_idle_timeout_of_a_drain() {
-    let (mut server, mut client, mut message) = unread(&["--idle-timeout", "2s"]);
-    let others: Vec<TcpStream> = (0..600).map(|_| server.connect()).collect();
-    server.signal(Signal::INT);
-    eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
+    let server = Millpond::start(&["--idle-timeout", "2s"]);
+    let _others: Vec<TcpStream> = (0..900).map(|_| server.connect()).collect();
+    let client = unread(&server);
     // Longer than the idle timeout, and then lingered on.
-    thread::sleep(Duration::from_millis(3500));
-    client.write_all(b"!").expect("the connection stands");
-    message.push(b'!');
-    let mut answer = Vec::new();
-    client.read_to_end(&mut answer).expect("the end comes after all of it");
-    assert!(answer == message, "{} of {} bytes", answer.len(), message.len());
-    drop((client, others));
-    assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
+    speaks_late(server, client, Duration::from_millis(3500));
 }
 
 #[test]
 fn what_the_kernel_still_holds_for_a_client_at_the_deadline_is_cut_and_counted() {
-    let (mut server, client, _) = unread(&["--drain-timeout", "1s"]);
+    let mut server = Millpond::start(&["--drain-timeout", "1s"]);
+    let client = unread(&server);
     assert_eq!((server.drain(), report(&server).cut), (Some(3), 1), "{}", server.log());
     drop(client);
 }
