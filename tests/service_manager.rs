@@ -238,8 +238,8 @@ fn the_manager_hears_of_the_start_the_heartbeat_and_the_end() {
     let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=26000000\nSTATUS=draining, 21s at most\n";
     assert_eq!(ear.hear_news(), stopping);
     assert_eq!(ear.hear(), "WATCHDOG=1\n", "the lame duck lives");
-    assert_eq!(server.wait().code(), Some(0));
     let ended = ear.hear_news();
+    assert_eq!(server.wait().code(), Some(0));
     assert!(ended.starts_with("STATUS=") && ended.contains(" 0 cut; drained in "), "{ended}");
 }
 
@@ -257,6 +257,23 @@ fn a_manager_without_a_file_is_told_too() {
     let length = socket.recv(&mut message).expect("a message");
     assert!(message[..length].starts_with(b"READY=1\n"));
     assert_eq!(server.drain(), Some(0));
+}
+
+/// Its queue is full when the drain begins, and is read half a second later.
+#[test]
+fn news_waits_for_a_manager_that_is_late() {
+    let ear = Ear::new("late");
+    let server = Millpond::start_with(&[], |command| {
+        command.env("NOTIFY_SOCKET", ear.path()).env("WATCHDOG_USEC", "200");
+    });
+    eventually("it takes no more", || {
+        server.log().contains("the service manager cannot be told").then_some(())
+    });
+    server.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(ear.hear_news().starts_with("READY=1\n"));
+    assert!(ear.hear_news().starts_with("STOPPING=1\n"));
+    assert!(ear.hear_news().starts_with("STATUS="));
 }
 
 #[test]

@@ -3,8 +3,8 @@
 //! [`sd_notify`](https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html)).
 //!
 //! Guarantees: what is passed on to this process is used or refused; a message that cannot be delivered is logged once and
-//! stops nothing, nor does a manager that does not read; the watchdog hears of a life that the reactor has given a sign
-//! of, not of this thread's.
+//! stops nothing; a manager that does not read holds up nothing for longer than a second; the watchdog hears of a life
+//! that the reactor has given a sign of, not of this thread's.
 //!
 //! It leaves to others when to say what.
 
@@ -28,6 +28,10 @@ const METRICS: &str = "metrics";
 
 /// From the drain's deadline to the exit: workers that let go late, the last scrape, the log's last lines.
 const MARGIN: Duration = Duration::from_secs(5);
+
+/// How long news waits for a manager that has not yet read what came before: its queue may hold ten messages only.
+/// A heartbeat does not wait, as the next one says the same.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The listeners that were passed on. What was not is bound as the flags say.
 #[derive(Debug, Default)]
@@ -103,7 +107,7 @@ impl Manager {
 
     /// Everything is started.
     pub(crate) fn ready(&mut self, status: &str) {
-        self.tell(&[NotifyState::Ready, NotifyState::Status(status)]);
+        self.tell(&[NotifyState::Ready, NotifyState::Status(status)], Some(PATIENCE));
     }
 
     /// The end has begun, and takes `longest` at most. The manager is asked for as much time, and [`MARGIN`]: it gives no
@@ -112,29 +116,27 @@ impl Manager {
         let status = format!("draining, {} at most", humantime::format_duration(longest));
         // The crate's number ends at 71 minutes. A longer drain needs the manager's own limit to be longer.
         let micros = u32::try_from((longest + MARGIN).as_micros()).unwrap_or(u32::MAX);
-        self.tell(&[
-            NotifyState::Stopping,
-            NotifyState::ExtendTimeoutUsec(micros),
-            NotifyState::Status(&status),
-        ]);
+        let news =
+            [NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros), NotifyState::Status(&status)];
+        self.tell(&news, Some(PATIENCE));
     }
 
     /// How it ended.
     pub(crate) fn ended(&mut self, status: &str) {
-        self.tell(&[NotifyState::Status(status)]);
+        self.tell(&[NotifyState::Status(status)], Some(PATIENCE));
     }
 
     /// Feeds the watchdog if the reactor has come round lately. A program whose reactor hangs is left to starve: the
     /// manager ends it, and starts another.
     pub(crate) fn feed(&mut self, server: &ServerHandle) {
         if server.health().is_ok() {
-            self.tell(&[NotifyState::Watchdog]);
+            self.tell(&[NotifyState::Watchdog], None);
         }
     }
 
-    fn tell(&mut self, message: &[NotifyState<'_>]) {
+    fn tell(&mut self, message: &[NotifyState<'_>], patience: Option<Duration>) {
         let Some(ear) = &self.ear else { return };
-        match send(ear, message) {
+        match send(ear, message, patience) {
             Ok(()) => self.deaf = false,
             Err(error) => {
                 if !self.deaf {
@@ -146,9 +148,9 @@ impl Manager {
     }
 }
 
-/// Sends a message, or fails at once. The crate's own way waits for a manager that does not read, and the thread that
-/// tells it is the one that takes signals.
-fn send(ear: &OsStr, message: &[NotifyState<'_>]) -> io::Result<()> {
+/// Sends a message, or fails: at once, or when the patience is over. The crate's own way waits for a manager that does
+/// not read as long as it takes, and the thread that tells it is the one that takes signals.
+fn send(ear: &OsStr, message: &[NotifyState<'_>], patience: Option<Duration>) -> io::Result<()> {
     let address = match ear.as_bytes() {
         // Of the names without a file, which begin with a zero byte.
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
@@ -156,7 +158,10 @@ fn send(ear: &OsStr, message: &[NotifyState<'_>]) -> io::Result<()> {
     };
     let text: String = message.iter().map(|state| format!("{state}\n")).collect();
     let socket = UnixDatagram::unbound()?;
-    socket.set_nonblocking(true)?;
+    match patience {
+        Some(_) => socket.set_write_timeout(patience)?,
+        None => socket.set_nonblocking(true)?,
+    }
     // A datagram goes whole or not at all. The service that is shipped may not call `connect`.
     socket.send_to_addr(text.as_bytes(), &address).map(|_| ())
 }
