@@ -797,3 +797,20 @@ fn no_end_is_missed_however_joins_fall() {
     let stats = pool.drain(PATIENCE).stats;
     assert_eq!((stats.submitted, stats.completed + stats.cancelled), (12_000, 12_000));
 }
+
+#[test]
+fn what_stands_for_jobs_says_how_far_they_are() {
+    let (pool, latch) = held(1, 10);
+    let handle = submit(&pool, || ());
+    let token = handle.cancel_token();
+    assert_eq!(format!("{token:?}"), "CancelToken { is_cancelled: false, .. }");
+    handle.cancel();
+    assert_eq!(format!("{token:?}"), "CancelToken { is_cancelled: true, .. }");
+    let completed = as_completed([handle, submit(&pool, || ())]);
+    assert_eq!(format!("{completed:?}"), "AsCompleted { left: 2, .. }");
+    let mut map = pool.map([1, 2, 3], |number| number);
+    assert!(format!("{map:?}").ends_with("ahead: 0, .. }"), "{map:?}");
+    latch.open();
+    assert_eq!(map.next(), Some(Ok(1)));
+    assert!(format!("{map:?}").starts_with("Map { look_ahead: "), "{map:?}");
+}

@@ -28,6 +28,29 @@ fn a_full_queue_gives_the_job_back() {
 }
 
 #[test]
+fn a_pool_says_its_name_and_what_it_is_made_of() {
+    let builder = Pool::builder("lookup").queue_capacity(7);
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(MAX_WORKERS);
+    let made_of = format!("PoolBuilder {{ name: \"lookup\", workers: {workers}, queue_capacity: 7, .. }}");
+    assert_eq!(format!("{builder:?}"), made_of);
+    let pool = builder.build().expect("the threads");
+    assert_eq!((pool.name(), pool.stats().workers), ("lookup", workers));
+    assert_eq!(format!("{pool:?}"), "Pool { name: \"lookup\", .. }");
+}
+
+#[test]
+fn the_oldest_age_is_that_of_the_job_that_waits_longest() {
+    let (pool, latch) = held(1, 2);
+    assert_eq!(pool.oldest_age(), Duration::ZERO, "none waits");
+    let before = Instant::now();
+    submit(&pool, || {});
+    eventually("it ages", || (pool.oldest_age() > Duration::from_millis(5)).then_some(()));
+    assert!(pool.oldest_age() < before.elapsed() + Duration::from_millis(100));
+    latch.open();
+    eventually("it was taken", || pool.oldest_age().is_zero().then_some(()));
+}
+
+#[test]
 fn jobs_start_in_the_order_of_their_admission() {
     let (pool, latch) = held(1, 1000);
     let order = Arc::new(Mutex::new(Vec::new()));

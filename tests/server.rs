@@ -10,10 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::clients::Load;
+use common::pools::Latch;
 use common::scrape::{Guard, Scrape};
 use common::{Millpond, connect, eventually, ping};
-use millpond::{Echo, Exposition, Next, Running, Server, Service};
+use millpond::{Echo, Exposition, Next, Running, Server, ServerBuilder, Service};
 use prometheus::Registry;
+use socket2::SockRef;
 
 const MIB: usize = 1024 * 1024;
 
@@ -363,6 +365,123 @@ fn a_service_that_says_close_gets_its_last_word_through() {
     eventually("counted", || (Scrape::of(exposition.local_addr()).closed("service") == 100.0).then_some(()));
 }
 
+/// Whatever ends a connection that nothing is wrong with: a reset could overtake the answers.
+#[test]
+fn who_is_still_sending_is_told_of_the_end_by_no_reset() {
+    let speaks_on = |mut stream: TcpStream, why: &str| {
+        assert_eq!(stream.read(&mut [0]).expect("the end"), 0, "{why}");
+        for late in 0..3 {
+            stream.write_all(b"too late").unwrap_or_else(|error| panic!("{why}, write {late}: {error}"));
+            thread::sleep(Duration::from_millis(10));
+        }
+    };
+    let builder = || Server::builder("echo").service(Fragile { may_block: false }).max_connections(10);
+    let start = |builder: ServerBuilder<Fragile>| {
+        let running = builder.bind(([127, 0, 0, 1], 0).into()).expect("a port").start().expect("threads");
+        let mut stream = connect(running.local_addr());
+        ping(&mut stream, b"hello");
+        (running, stream)
+    };
+    let (_running, mut stream) = start(builder());
+    ping(&mut stream, b"bye");
+    speaks_on(stream, "the service");
+
+    let (_running, stream) = start(builder().idle_timeout(Some(Duration::from_millis(50))));
+    speaks_on(stream, "the idle timeout");
+
+    let (running, stream) = start(builder());
+    running.handle().drain();
+    speaks_on(stream, "the drain");
+    let report = running.wait().expect("it drained");
+    assert!(report.is_clean() && report.closed_idle == 1, "{report}");
+}
+
+#[test]
+fn room_is_given_to_who_waits_for_it_at_once() {
+    let server = Millpond::start(&["--max-connections", "1"]);
+    let mut inside = server.connect();
+    ping(&mut inside, b"first");
+    let start = Instant::now();
+    for _ in 0..10 {
+        let mut next = server.connect();
+        next.write_all(b"next").expect("the kernel takes it");
+        drop(inside);
+        next.read_exact(&mut [0; 4]).expect("served as soon as there was room");
+        inside = next;
+    }
+    // The reactor comes round by itself once a second.
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// Whether it closes its side or resets.
+#[test]
+fn a_client_that_has_gone_is_not_lingered_on() {
+    let builder = Server::builder("echo").service(Fragile { may_block: true }).workers(1).max_connections(1);
+    let running = builder.bind(([127, 0, 0, 1], 0).into()).expect("a port").start().expect("the threads");
+    let start = Instant::now();
+    for round in 0..10 {
+        let mut stream = connect(running.local_addr());
+        ping(&mut stream, b"bye");
+        assert_eq!(stream.read(&mut [0]).expect("the end"), 0);
+        if round % 2 == 1 {
+            SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
+        }
+    }
+    // A client that stays is waited for a second.
+    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+}
+
+/// Answers, but only when the latch is open, and says that it never blocks.
+struct Deceiver(Latch);
+
+impl Service for Deceiver {
+    type Session = ();
+
+    fn open(&self, _peer: std::net::SocketAddr) {}
+
+    fn serve(&self, (): &mut (), _bytes: &mut Vec<u8>) -> Next {
+        self.0.wait();
+        Next::KeepOpen
+    }
+
+    fn may_block(&self) -> bool {
+        false
+    }
+}
+
+#[test]
+fn a_reactor_that_is_held_up_is_not_well_and_one_that_has_ended_is_not_ill() {
+    let ended = in_process(2, Echo).0;
+    let ended_handle = ended.handle();
+    ended_handle.drain();
+    assert!(ended.wait().expect("it drained").is_clean());
+
+    let latch = Latch::default();
+    let held = in_process(2, Deceiver(latch.clone())).0;
+    let handle = held.handle();
+    assert_eq!(handle.health(), Ok(()));
+    // One for the reactor itself, one for the worker that it wakes.
+    let mut clients = [connect(held.local_addr()), connect(held.local_addr())];
+    clients.iter_mut().for_each(|client| client.write_all(b"work").expect("sent"));
+    let since = eventually("it is not well", || handle.health().err());
+    assert!(since > Duration::from_secs(5), "{since:?}");
+    assert_eq!(ended_handle.health(), Ok(()), "nobody expects a sign of life of it");
+    latch.open();
+    clients.iter_mut().for_each(|client| client.read_exact(&mut [0; 4]).expect("served late"));
+    eventually("it is well again", || handle.health().ok());
+}
+
+#[test]
+fn a_server_says_where_it_is_and_how_far() {
+    let server = Server::builder("echo").service(Echo).workers(1).max_connections(10);
+    let server = server.bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let address = server.local_addr();
+    assert_eq!(format!("{server:?}"), format!("Server {{ address: {address}, .. }}"));
+    let running = server.start().expect("threads");
+    assert_eq!(format!("{running:?}"), format!("Running {{ address: {address}, .. }}"));
+    assert_eq!(format!("{:?}", running.handle()), "ServerHandle { phase: Serving, .. }");
+}
+
 #[test]
 fn two_thousand_workers_fit_in_forty_mebibytes() {
     let server = Millpond::start(&["--workers", "2000"]);
@@ -407,24 +526,33 @@ fn timeouts_longer_than_time_itself_are_none() {
 #[test]
 fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
     let server = Millpond::start(&["--write-timeout", "1s"]);
-    let mut client = server.connect();
     let message: Vec<u8> = (0..8 * MIB).map(|at| (at % 239) as u8).collect();
-    let mut writer = client.try_clone().expect("a clone");
-    let sent = message.clone();
-    let writing = thread::spawn(move || writer.write_all(&sent));
+    let sends = || {
+        let client = server.connect();
+        let (mut writer, sent) = (client.try_clone().expect("a clone"), message.clone());
+        (client, thread::spawn(move || writer.write_all(&sent)))
+    };
+    let ((mut client, writing), (mut quitter, in_vain)) = (sends(), sends());
     let mut answer = vec![0; message.len()];
-    // 400 kB/s for four seconds, too slow for the kernel to report room within the timeout; then the rest.
+    // 400 kB/s for four seconds, too slow for the kernel to report room within the timeout; then the rest, or nothing.
     let (slowly, rest) = answer.split_at_mut(1_600_000);
     for piece in slowly.chunks_mut(40_000) {
         thread::sleep(Duration::from_millis(100));
+        quitter.read_exact(piece).expect("it comes back");
         client.read_exact(piece).expect("it comes back");
     }
     client.read_exact(rest).expect("it comes back");
     writing.join().expect("the writer").expect("all of it is taken");
     assert!(answer == message);
-    let scrape = server.scrape();
-    assert_eq!(scrape.get("sent_bytes_total"), message.len() as f64);
-    assert_eq!(scrape.get("received_bytes_total"), message.len() as f64);
+    eventually("the other is closed, once it reads nothing", || {
+        (server.scrape().closed("write_timeout") == 1.0).then_some(())
+    });
+    drop((client, quitter));
+    // The kernel may have taken all of it.
+    let _ = in_vain.join().expect("the writer");
+    let scrape =
+        eventually("both are closed", || Some(server.scrape()).filter(|now| now.closed("client") == 1.0));
+    assert_eq!(scrape.broken_law(), None);
 }
 
 /// The reactor serves them as one of the workers.

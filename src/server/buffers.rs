@@ -56,8 +56,12 @@ mod tests {
         buffer.extend([1; 100]);
         buffers.give_back(buffer);
         buffers.give_back(Vec::with_capacity(10));
-        buffers.give_back(Vec::with_capacity(10 * READ_SIZE));
+        buffers.give_back(Vec::with_capacity(READ_SIZE - 1));
+        buffers.give_back(Vec::with_capacity(2 * READ_SIZE + 1));
         assert_eq!(lock(&buffers.0).len(), 1);
+        // As large as a service makes one that answers a byte more than it was given.
+        buffers.give_back(Vec::with_capacity(2 * READ_SIZE));
+        assert_eq!(lock(&buffers.0).len(), 2);
         assert!(buffers.take().is_empty());
     }
 

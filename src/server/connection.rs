@@ -226,7 +226,7 @@ impl<Session> Held<Session> {
 
 #[cfg(test)]
 mod tests {
-    use std::io::Read;
+    use std::io::{Read, Write};
     use std::time::{Duration, Instant};
 
     use super::*;
@@ -268,6 +268,38 @@ mod tests {
         while !held.is_taken() {
             assert!(Instant::now() < deadline, "the client is gone");
         }
+    }
+
+    #[test]
+    fn to_ask_leaves_the_kernel_as_much_room_as_it_had() {
+        let (connection, _client) = tight();
+        let held = connection.hold();
+        let room = || SockRef::from(held.stream()).send_buffer_size().expect("a socket option");
+        SockRef::from(held.stream()).set_send_buffer_size(20_000).expect("a socket option");
+        let before = room();
+        assert!(held.is_taken() && held.is_taken());
+        assert_eq!(room(), before);
+    }
+
+    #[test]
+    fn input_and_the_end_wait_to_be_read_and_silence_does_not() {
+        let (connection, mut client) = tight();
+        let held = connection.hold();
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let comes = || {
+            while !held.has_input() {
+                assert!(Instant::now() < deadline, "it is on its way");
+            }
+        };
+        assert!(!held.has_input(), "silence");
+        client.write_all(b"a").expect("sent");
+        comes();
+        let mut buffer = Vec::with_capacity(10);
+        assert!(matches!(held.read(&mut buffer), Ok(1)), "to look has taken nothing");
+        assert!(!held.has_input(), "it has been read");
+        drop(client);
+        comes();
+        assert!(matches!(held.read(&mut buffer), Ok(0)), "the end");
     }
 
     #[test]

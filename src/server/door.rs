@@ -423,6 +423,20 @@ mod tests {
     }
 
     #[test]
+    fn a_door_is_tried_until_it_was_found_empty_or_is_closed() {
+        let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
+        let poll = mio::Poll::new().expect("a poller");
+        assert!(door.may_accept(1));
+        assert!(matches!(door.accept(&ledger, 1), Knock::Newcomer(..)) && door.may_accept(1));
+        assert!(matches!(door.accept(&ledger, 1), Knock::Nobody) && !door.may_accept(1), "nobody is left");
+        door.ready = true;
+        assert!(door.may_accept(1));
+        door.close(poll.registry());
+        door.ready = true;
+        assert!(!door.may_accept(1), "closed, and reported ready too late");
+    }
+
+    #[test]
     fn ballast_comes_back_whole_or_not_at_all() {
         let mut ballast = Ballast::new(3).expect("three descriptors");
         assert!(!ballast.is_dropped());
@@ -430,5 +444,6 @@ mod tests {
         assert!(ballast.is_dropped());
         assert!(ballast.take_back());
         assert!(!ballast.is_dropped());
+        assert_eq!(ballast.spare.len(), 3);
     }
 }

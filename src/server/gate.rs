@@ -327,6 +327,7 @@ mod tests {
         gate.ready(INPUT);
         assert!(gate.begin());
         assert_eq!(gate.cut(), Cut::Worker);
+        assert_eq!(gate.cut(), Cut::Worker, "it still has it");
         assert_eq!(gate.park(false), Park::Cut);
         assert!(!gate.requeue());
         assert!(!gate.linger());
