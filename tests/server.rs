@@ -6,13 +6,14 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::clients::Load;
 use common::pools::Latch;
 use common::scrape::{Guard, Scrape};
-use common::{Millpond, connect, eventually, ping};
+use common::{Millpond, connect, eventually, ping, thread_states};
 use millpond::{Echo, Exposition, Next, Running, Server, ServerBuilder, Service};
 use prometheus::Registry;
 use socket2::SockRef;
@@ -324,6 +325,40 @@ fn a_panic_closes_its_connection_and_spares_its_worker() {
     panics_are_survived(Fragile { may_block: true });
 }
 
+/// Keeps what is written to the log.
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().expect("the lines").write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_panic_of_a_service_is_logged_with_its_peer() {
+    let lines = Lines::default();
+    let writer = lines.clone();
+    tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::WARN)
+        .with_ansi(false)
+        .with_writer(move || writer.clone())
+        .init();
+    let (running, _exposition) = in_process(2, Fragile { may_block: true });
+    let mut victim = connect(running.local_addr());
+    let peer = victim.local_addr().expect("an address");
+    victim.write_all(b"panic now").expect("sent");
+    assert_eq!(victim.read(&mut [0]).expect("the end"), 0);
+    let said = format!("the service panicked; its connection is closed peer={peer} panic=\"the marker\"");
+    eventually("it is logged", || {
+        String::from_utf8_lossy(&lines.0.lock().expect("the lines")).contains(&said).then_some(())
+    });
+}
+
 /// On the reactor's thread as well.
 #[test]
 fn a_panic_of_a_service_that_never_blocks_is_survived() {
@@ -362,7 +397,114 @@ fn a_service_that_says_close_gets_its_last_word_through() {
         stream.read_to_end(&mut answer).expect("the end, and no reset");
         assert!(answer.starts_with(b"bye"));
     }
-    eventually("counted", || (Scrape::of(exposition.local_addr()).closed("service") == 100.0).then_some(()));
+    // As much as is not discarded in one go.
+    let mut stream = connect(running.local_addr());
+    stream.write_all(&[b"bye".as_slice(), &[0; 8 * MIB]].concat()).expect("it is taken to the end");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("the end, and no reset");
+    eventually("counted", || (Scrape::of(exposition.local_addr()).closed("service") == 101.0).then_some(()));
+}
+
+/// Answers, but not before the latch is open to those who say so. Unless a service says otherwise, it may block.
+struct Patient(Latch);
+
+impl Service for Patient {
+    type Session = ();
+
+    fn open(&self, _peer: std::net::SocketAddr) {}
+
+    fn serve(&self, (): &mut (), bytes: &mut Vec<u8>) -> Next {
+        if bytes.starts_with(b"wait") {
+            self.0.wait();
+        }
+        Next::KeepOpen
+    }
+}
+
+#[test]
+fn a_service_that_blocks_holds_up_nobody_while_a_worker_is_free() {
+    let latch = Latch::default();
+    let (running, _exposition) = in_process(5, Patient(latch.clone()));
+    let mut waiting: Vec<TcpStream> = (0..4).map(|_| connect(running.local_addr())).collect();
+    waiting.iter_mut().for_each(|client| client.write_all(b"wait").expect("sent"));
+    let mut other = connect(running.local_addr());
+    (0..100).for_each(|_| ping(&mut other, b"hello"));
+    latch.open();
+    waiting.iter_mut().for_each(|client| client.read_exact(&mut [0; 4]).expect("served"));
+}
+
+/// Answers the first message with nothing and all others with one byte, and leaves the smallest buffers behind.
+struct Terse;
+
+impl Service for Terse {
+    type Session = bool;
+
+    fn open(&self, _peer: std::net::SocketAddr) -> bool {
+        false
+    }
+
+    fn serve(&self, spoken: &mut bool, bytes: &mut Vec<u8>) -> Next {
+        *bytes = if std::mem::replace(spoken, true) { vec![b'.'] } else { Vec::new() };
+        Next::KeepOpen
+    }
+}
+
+#[test]
+fn a_service_may_leave_any_buffer_and_the_first_byte_is_counted_once() {
+    let (running, exposition) = in_process(2, Terse);
+    let first_bytes = || Scrape::of(exposition.local_addr()).get("connection_first_byte_seconds_count");
+    let mut client = connect(running.local_addr());
+    client.write_all(b"unanswered").expect("sent");
+    eventually("it is served", || {
+        (Scrape::of(exposition.local_addr()).get("echo_latency_seconds_count") == 1.0).then_some(())
+    });
+    assert_eq!(first_bytes(), 0.0);
+    for _ in 0..10 {
+        client.write_all(b"answered").expect("sent");
+        let mut answer = [0];
+        client.read_exact(&mut answer).expect("a byte");
+        assert_eq!(&answer, b".");
+    }
+    eventually("all are served", || {
+        (Scrape::of(exposition.local_addr()).get("echo_latency_seconds_count") == 11.0).then_some(())
+    });
+    assert_eq!(first_bytes(), 1.0);
+}
+
+#[test]
+fn a_worker_that_lets_go_right_after_the_deadline_is_waited_for() {
+    /// Holds its worker until the drain, and for a moment after.
+    struct Late {
+        begun: Latch,
+        latch: Latch,
+    }
+    impl Service for Late {
+        type Session = ();
+        fn open(&self, _peer: std::net::SocketAddr) {}
+        fn serve(&self, (): &mut (), _bytes: &mut Vec<u8>) -> Next {
+            self.begun.open();
+            self.latch.wait();
+            thread::sleep(Duration::from_millis(20));
+            Next::KeepOpen
+        }
+    }
+    let none_is_left = || {
+        let (begun, latch) = (Latch::default(), Latch::default());
+        let service = Late { begun: begun.clone(), latch: latch.clone() };
+        let builder = Server::builder("late").service(service).workers(2).max_connections(2);
+        let bound = builder.drain_timeout(Duration::ZERO).bind(([127, 0, 0, 1], 0).into()).expect("a port");
+        let running = bound.start().expect("threads");
+        let mut client = connect(running.local_addr());
+        client.write_all(b"hello").expect("sent");
+        begun.wait();
+        running.handle().drain();
+        latch.open();
+        let report = running.wait().expect("it drained");
+        assert_eq!((report.in_drain, report.cut), (1, 1), "{report}");
+        // It is given a tenth of a second, which a machine that is busy with others may use up.
+        thread_states("mill-late").is_empty().then_some(())
+    };
+    eventually("no worker is left", none_is_left);
 }
 
 /// Whatever ends a connection that nothing is wrong with: a reset could overtake the answers.
@@ -390,10 +532,13 @@ fn who_is_still_sending_is_told_of_the_end_by_no_reset() {
     speaks_on(stream, "the idle timeout");
 
     let (running, stream) = start(builder());
+    let since = Instant::now();
     running.handle().drain();
     speaks_on(stream, "the drain");
     let report = running.wait().expect("it drained");
     assert!(report.is_clean() && report.closed_idle == 1, "{report}");
+    // It took the end of who spoke on, at least.
+    assert!((Duration::from_millis(30)..since.elapsed()).contains(&report.drain), "{report}");
 }
 
 #[test]

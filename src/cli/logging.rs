@@ -50,11 +50,12 @@ pub(crate) fn start(config: &Config) -> Option<WorkerGuard> {
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
         // A service's panic is reported by the server, with its connection and within bounds; its place is
         // for who looks closer.
-        let message = panic_message(panic.payload());
+        // Not named `message`: that is the event's own.
+        let panic = panic_message(panic.payload());
         if thread.name().is_some_and(|name| name.starts_with("mill-echo-")) {
-            tracing::debug!(thread = thread.name(), location, message, "panic in a worker");
+            tracing::debug!(thread = thread.name(), location, panic, "a worker panicked");
         } else {
-            tracing::error!(thread = thread.name(), location, message, "panic");
+            tracing::error!(thread = thread.name(), location, panic, "a thread panicked");
         }
     }));
     Some(guard)

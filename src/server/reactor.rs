@@ -597,8 +597,8 @@ impl<S: Service> Reactor<S> {
             Err(payload) => {
                 self.core.ledger.accept_failed(AcceptFailure::Other);
                 if let Some(left_out) = self.core.panic_log.allow(now_ns) {
-                    let message = panic_message(&*payload);
-                    warn!(%peer, message, left_out, "the service panicked at a new connection; it is closed");
+                    let panic = panic_message(&*payload);
+                    warn!(%peer, panic, left_out, "the service panicked at a new connection; it is closed");
                 }
                 return quietly(|| drop(payload));
             }

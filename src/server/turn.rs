@@ -274,8 +274,8 @@ impl<S: Service> Attendant<S> {
 
     fn report_panic(&self, connection: &Job<S>, payload: &(dyn Any + Send), now_ns: u64) {
         if let Some(left_out) = self.core.panic_log.allow(now_ns) {
-            let message = panic_message(payload);
-            warn!(peer = %connection.peer, message, left_out, "the service panicked; its connection is closed");
+            let panic = panic_message(payload);
+            warn!(peer = %connection.peer, panic, left_out, "the service panicked; its connection is closed");
         }
     }
 }
