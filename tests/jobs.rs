@@ -588,7 +588,10 @@ fn groups_are_told_of_a_deadlock_too() {
         let mut jobs = [submit(&inner, || 1), submit(&inner, || 2)];
         let waited = wait(&mut jobs, Until::FirstCompleted, Duration::MAX);
         let in_time = wait(&mut jobs, Until::FirstCompleted, Duration::from_millis(10));
-        (waited, in_time, as_completed(jobs).collect::<Vec<_>>())
+        let mut completed = as_completed(jobs);
+        let first = completed.next();
+        assert_eq!(completed.len(), 1);
+        (waited, in_time, first.into_iter().chain(completed).collect::<Vec<_>>())
     });
     let (waited, in_time, completed) = join(job).expect("it returns");
     let deadlock = JobError::Deadlock { pool: "test".to_owned() };
@@ -658,6 +661,24 @@ fn wait_waits_for_the_first_the_first_failed_or_all() {
     assert_eq!(wait(&mut jobs, Until::FirstFailed, PATIENCE), Ok(true));
     assert!(jobs.iter().all(JobHandle::is_finished));
     assert_eq!(wait::<()>(&mut [], Until::AllCompleted, Duration::ZERO), Ok(true));
+    // The end of one that did not fail is neither.
+    let latch = Latch::default();
+    let wait_here = latch.clone();
+    let mut jobs = [submit(&pool, || ()), submit(&pool, move || wait_here.wait())];
+    assert_eq!(wait(&mut jobs, Until::FirstCompleted, PATIENCE), Ok(true));
+    assert_eq!(wait(&mut jobs, Until::FirstFailed, Duration::from_millis(30)), Ok(false));
+    latch.open();
+}
+
+#[test]
+fn a_worker_may_wait_for_a_group_that_another_runs() {
+    let pool = Arc::new(pool_of(2, 10));
+    let inner = Arc::clone(&pool);
+    let job = submit(&pool, move || {
+        let jobs = (0..5).map(|number| submit(&inner, move || number));
+        as_completed(jobs).map(|(_, end)| end).collect::<Result<Vec<_>, _>>()
+    });
+    assert_eq!(join(job), Ok(Ok(vec![0, 1, 2, 3, 4])));
 }
 
 #[test]

@@ -597,6 +597,14 @@ fn a_worker_cannot_resize_its_pool_in_its_first_step() {
 }
 
 #[test]
+fn a_job_may_resize_its_own_pool() {
+    let pool = Arc::new(pool_of(1, 10));
+    let inner = Arc::clone(&pool);
+    let resized = pool.submit(move || inner.resize(2).is_ok()).expect("room").join();
+    assert_eq!((resized, pool.stats().workers), (Ok(true), 2));
+}
+
+#[test]
 fn a_registry_has_the_pool_under_its_name() {
     let registry = prometheus::Registry::new();
     let pool = Pool::builder("jobs").workers(2).registry(&registry).build().expect("threads");

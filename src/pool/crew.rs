@@ -57,7 +57,7 @@ pub(crate) struct Crew {
 struct Roster {
     /// Workers that have not been let go. A drain does not change it.
     workers: usize,
-    /// How many there should be.
+    /// How many there should be, at most: a resize that failed leaves fewer.
     wanted: usize,
     waits: Vec<Wait>,
     last_ticket: u64,
@@ -146,13 +146,6 @@ impl Crew {
         roster.waits.iter().for_each(|wait| wait.thread.unpark());
         drop(roster);
         self.room.notify(usize::MAX);
-    }
-
-    /// Wants no more workers than there are.
-    pub(crate) fn make_do(&self) {
-        let mut roster = lock(&self.roster);
-        roster.wanted = roster.wanted.min(roster.workers);
-        self.publish(&roster);
     }
 
     /// Counts out a thread that has come to its end.

@@ -274,9 +274,6 @@ impl<J: Job> Workers<J> {
                 refused.get_or_insert(PoolError::Init { source });
             }
         }
-        if refused.is_some() {
-            shared.pool.crew.make_do();
-        }
         // Those that are too many may be asleep.
         shared.queue.wake_all();
         match refused {
