@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use common::clients::Load;
 use common::report::{Report, report};
 use common::scrape::Guard;
-use common::{Millpond, eventually, ping};
+use common::{Millpond, PATIENCE, eventually, ping};
 use rustix::process::Signal;
 use socket2::SockRef;
 
@@ -386,20 +386,72 @@ fn nobody_gets_in_after_the_signal_while_the_backlog_waits_for_room() {
     let mut waiting = server.connect();
     waiting.write_all(b"served").expect("the kernel takes it");
     server.signal(Signal::INT);
+    eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
     let (start, echo) = (Instant::now(), server.echo);
     let late = thread::spawn(move || {
-        thread::sleep(Duration::from_millis(600).saturating_sub(start.elapsed()));
-        TcpStream::connect_timeout(&echo, Duration::from_millis(300))
+        while start.elapsed() < Duration::from_secs(1) {
+            TcpStream::connect_timeout(&echo, Duration::from_millis(100)).expect_err("nobody is let in");
+        }
     });
     // Never silent for long enough to be idle.
     while !late.is_finished() {
         ping(&mut inside, b"busy");
         thread::sleep(Duration::from_millis(20));
     }
-    late.join().expect("the newcomer").expect_err("nobody is let in any more");
+    late.join().expect("nobody was let in");
     drop(inside);
     waiting.read_exact(&mut [0; 6]).expect("who stood in the backlog is served");
     drop(waiting);
     assert_eq!(server.wait().code(), Some(0));
     assert_eq!((report(&server).in_drain, report(&server).cut), (2, 0));
+}
+
+/// There is no room, and nobody in the backlog either. Nothing wakes the server meanwhile.
+#[test]
+fn nobody_gets_in_a_moment_after_the_signal_and_then_waits_for_room() {
+    let mut server = Millpond::start(&["--max-connections", "1", "--workers", "1", "--work", "2s"]);
+    let mut inside = server.connect();
+    inside.write_all(b"hello").expect("it is sent");
+    eventually("a worker has it", || (server.scrape().pool("workers_busy") == 1.0).then_some(()));
+    server.signal(Signal::INT);
+    thread::sleep(Duration::from_millis(500));
+    TcpStream::connect_timeout(&server.echo, Duration::from_millis(500)).expect_err("the door is closed");
+    inside.read_exact(&mut [0; 5]).expect("the answer");
+    drop(inside);
+    assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
+}
+
+/// Whatever is done with newcomers for whom there is no room, otherwise.
+#[test]
+fn who_comes_in_the_moment_of_the_signal_is_served_when_there_is_room() {
+    for overload in ["wait", "reject"] {
+        let newcomer_is_served = || {
+            let mut server = Millpond::start(&["--max-connections", "1", "--overload", overload]);
+            let mut inside = server.connect();
+            ping(&mut inside, b"hello");
+            server.signal(Signal::INT);
+            eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
+            // That moment is a quarter of a second. A machine that was busy with others has missed it.
+            let mut newcomer = TcpStream::connect_timeout(&server.echo, Duration::from_millis(100)).ok()?;
+            newcomer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+            newcomer.write_all(b"in time").ok()?;
+            ping(&mut inside, b"not pushed out");
+            drop(inside);
+            newcomer.read_exact(&mut [0; 7]).expect("served");
+            drop(newcomer);
+            assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
+            Some(())
+        };
+        eventually("in time", newcomer_is_served);
+    }
+}
+
+/// They are sent away one after the other, a millisecond apart, and faster where that would take too long.
+#[test]
+fn three_thousand_idle_clients_are_gone_before_a_deadline_of_two_seconds() {
+    let mut server = Millpond::start(&["--drain-timeout", "2s"]);
+    let clients: Vec<TcpStream> = (0..3000).map(|_| server.connect()).collect();
+    eventually("all are in", || (server.scrape().connections("idle") == 3000.0).then_some(()));
+    assert_eq!((server.drain(), report(&server).closed_idle), (Some(0), 3000));
+    drop(clients);
 }
