@@ -67,6 +67,35 @@ fn nobody_pays_for_what_is_done_after_a_job_was_counted() {
     join(next).expect("it returns");
     let lasted = pool.stats().job_duration.sum();
     assert!(lasted < held_for + LONG / 2, "{lasted:?} instead of {held_for:?}");
+    // Whoever is woken for a job that has been counted.
+    struct Sleepy;
+    impl std::task::Wake for Sleepy {
+        fn wake(self: Arc<Self>) {
+            thread::sleep(LONG);
+        }
+    }
+    let start = Instant::now();
+    let (pool, latch) = held(1, 10);
+    let mut handle = submit(&pool, || ());
+    let waker = std::task::Waker::from(Arc::new(Sleepy));
+    assert!(Pin::new(&mut handle).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    let next = submit(&pool, || ());
+    latch.open();
+    let held_for = start.elapsed();
+    join(next).expect("it returns");
+    let lasted = pool.stats().job_duration.sum();
+    assert!(lasted < held_for + LONG / 2, "{lasted:?} instead of {held_for:?}");
+}
+
+#[test]
+fn the_time_of_a_callback_is_its_jobs() {
+    const LONG: Duration = Duration::from_millis(100);
+    let (pool, latch) = (pool_of(1, 10), Latch::default());
+    let wait_here = latch.clone();
+    submit(&pool, move || wait_here.wait()).on_done(|_| thread::sleep(LONG));
+    latch.open();
+    eventually("it is counted", || (pool.stats().completed == 1).then_some(()));
+    assert!(pool.stats().job_duration.sum() >= LONG, "{:?}", pool.stats().job_duration.sum());
 }
 
 #[test]
@@ -834,4 +863,17 @@ fn what_stands_for_jobs_says_how_far_they_are() {
     latch.open();
     assert_eq!(map.next(), Some(Ok(1)));
     assert!(format!("{map:?}").starts_with("Map { look_ahead: "), "{map:?}");
+}
+
+#[test]
+fn map_says_how_many_are_to_come() {
+    let pool = pool_of(1, 1);
+    let mut map = pool.map(0..10, |number| number).look_ahead(4);
+    assert_eq!(map.size_hint(), (10, Some(10)));
+    for left in (0..10).rev() {
+        map.next().expect("there are more").expect("it returns");
+        assert_eq!(map.size_hint(), (left, Some(left)));
+    }
+    assert_eq!(map.next(), None);
+    assert_eq!(pool.map(0_u64.., |number| number).size_hint(), (usize::MAX, None));
 }

@@ -672,3 +672,30 @@ fn latch_free(mut pool: Arc<Pool>) {
         thread::yield_now();
     }
 }
+
+#[test]
+fn durations_are_counted_by_their_size() {
+    let pool = pool_of(1, 10);
+    for _ in 0..5 {
+        pool.submit(|| thread::sleep(Duration::from_millis(2))).expect("room").join().expect("it returns");
+    }
+    let lasted = pool.stats().job_duration;
+    assert_eq!(lasted.count(), 5);
+    assert!(lasted.sum() >= Duration::from_millis(10), "{:?}", lasted.sum());
+    let by_size: Vec<_> = lasted.cumulative().collect();
+    assert!(by_size.is_sorted() && by_size.len() > 10, "{by_size:?}");
+    let (least, most) = (by_size[0], by_size[by_size.len() - 1]);
+    assert_eq!((least, most), ((Duration::from_micros(10), 0), (Duration::from_secs(60), 5)));
+    let too_short = by_size.iter().filter(|(limit, _)| *limit < Duration::from_millis(2));
+    assert_eq!(too_short.map(|(_, count)| count).max(), Some(&0));
+}
+
+#[test]
+fn nothing_waits_when_an_abort_has_dropped_it() {
+    let (pool, latch) = held(1, 10);
+    (0..3).for_each(|_| submit(&pool, || {}));
+    eventually("they wait", || (pool.oldest_age() > Duration::ZERO).then_some(()));
+    assert_eq!(pool.abort().dropped, 3);
+    assert_eq!((pool.oldest_age(), pool.stats().queue_oldest_age), (Duration::ZERO, Duration::ZERO));
+    latch.open();
+}

@@ -424,6 +424,23 @@ mod tests {
     }
 
     #[test]
+    fn a_turn_says_whether_others_wait() {
+        struct Asks(Vec<(char, bool)>);
+        impl Handler<char> for Asks {
+            fn run(&mut self, job: char, turn: &mut Turn<'_, char>) {
+                self.0.push((job, turn.others_wait()));
+            }
+        }
+        let (queue, cell, mut handler) = (Queue::new(2, 0), WorkerCell::new(), Asks(Vec::new()));
+        let watch = Watch { clock: Clock::start(), runs: true };
+        ['a', 'b'].into_iter().for_each(|job| queue.push(job, 1).expect("room"));
+        while let Some(queued) = queue.try_take() {
+            run(&queue, watch, &cell, &mut handler, queued, 2);
+        }
+        assert_eq!(handler.0, [('a', true), ('b', false)]);
+    }
+
+    #[test]
     fn a_reading_never_shows_a_job_ended_that_was_not_taken() {
         let cell = WorkerCell::new();
         let done = std::sync::atomic::AtomicBool::new(false);
