@@ -20,8 +20,8 @@ fn a_full_queue_gives_the_job_back() {
     let (pool, latch) = held(1, 2);
     submit(&pool, || {});
     submit(&pool, || {});
-    let refused = pool.try_submit(|| {});
-    assert!(matches!(refused, Err(Rejected::Full(_))));
+    let refused = pool.try_submit(|| {}).expect_err("there is no room");
+    assert_eq!(format!("{refused:?}: {refused}"), "Full(..): the pool's queue is full");
     assert_eq!((pool.stats().queue_depth, pool.stats().rejected_full), (2, 1));
     latch.open();
     eventually("room again", || pool.try_execute(|| {}).ok());
@@ -698,4 +698,64 @@ fn nothing_waits_when_an_abort_has_dropped_it() {
     assert_eq!(pool.abort().dropped, 3);
     assert_eq!((pool.oldest_age(), pool.stats().queue_oldest_age), (Duration::ZERO, Duration::ZERO));
     latch.open();
+}
+
+#[test]
+fn a_drain_counts_what_ended_since_it_began() {
+    let (pool, latch) = held(1, 20);
+    // Some of each kind end before.
+    let jobs = |cancelled: usize, expired: usize, panicked: usize| {
+        (0..cancelled).for_each(|_| assert!(pool.submit(|| ()).expect("room").cancel()));
+        let late = pool.with_deadline(Duration::ZERO);
+        (0..expired).for_each(|_| drop(late.submit(|| ()).expect("room")));
+        (0..panicked).for_each(|_| submit(&pool, || panic!("on purpose")));
+    };
+    jobs(2, 3, 4);
+    latch.open();
+    eventually("they ended", || {
+        let stats = pool.stats();
+        ((stats.cancelled, stats.expired, stats.panicked) == (2, 3, 4) && stats.busy == 0).then_some(())
+    });
+    let latch = Latch::default();
+    let wait = latch.clone();
+    submit(&pool, move || wait.wait());
+    eventually("the worker is held", || (pool.stats().busy == 1).then_some(()));
+    jobs(3, 2, 5);
+    let drained = thread::scope(|scope| {
+        let drain = scope.spawn(|| pool.drain(PATIENCE));
+        eventually("it drains", || matches!(pool.resize(1), Err(PoolError::Draining)).then_some(()));
+        latch.open();
+        drain.join().expect("it returns")
+    });
+    assert_eq!((drained.finished, drained.cancelled, drained.dropped, drained.running), (6, 5, 0, 0));
+}
+
+#[test]
+fn what_is_beneath_an_error_is_told_once() {
+    use std::error::Error;
+    let beneath = |error: &PoolError| error.source().map(ToString::to_string);
+    let failing = || Pool::builder("errors").workers(1);
+    let refused = || std::io::Error::other("the system's words");
+
+    let init = failing().on_worker_start(|_| Err("no luck".into())).build().expect_err("it cannot begin");
+    assert_eq!((init.to_string(), beneath(&init)), ("a worker could not begin: no luck".to_owned(), None));
+    let init =
+        failing().on_worker_start(move |_| Err(Box::new(PoolError::Spawn { started: 0, source: refused() })));
+    let init = init.build().expect_err("it cannot begin");
+    assert_eq!(
+        beneath(&init).as_deref(),
+        Some("the system's words"),
+        "the words of what failed stand in its own"
+    );
+
+    let registry = prometheus::Registry::new();
+    let _first = failing().registry(&registry).build().expect("the name is free");
+    let taken = failing().registry(&registry).build().expect_err("the name is taken");
+    assert!(beneath(&taken).is_some_and(|said| said.contains("Duplicate")), "{taken:?}");
+
+    let spawn = PoolError::Spawn { started: 3, source: refused() };
+    assert_eq!(spawn.to_string(), "the system gave 3 worker threads and refused the next");
+    assert_eq!(beneath(&spawn).as_deref(), Some("the system's words"));
+    let name = failing().workers(0).build().expect_err("no worker");
+    assert_eq!(beneath(&name), None);
 }

@@ -14,7 +14,7 @@ use common::clients::Load;
 use common::pools::Latch;
 use common::scrape::{Guard, Scrape};
 use common::{Millpond, connect, eventually, ping, thread_states};
-use millpond::{Echo, Exposition, Next, Running, Server, ServerBuilder, Service};
+use millpond::{Echo, Exposition, Next, Overload, Running, Server, ServerBuilder, ServerError, Service};
 use prometheus::Registry;
 use socket2::SockRef;
 
@@ -576,6 +576,50 @@ fn a_client_that_has_gone_is_not_lingered_on() {
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
 }
 
+/// Lets the fourth client in when the latch is open, and not before.
+struct Doorman {
+    clients: AtomicUsize,
+    begun: Latch,
+    latch: Latch,
+}
+
+impl Service for Doorman {
+    type Session = ();
+
+    fn open(&self, _peer: std::net::SocketAddr) {
+        if self.clients.fetch_add(1, Ordering::Relaxed) == 3 {
+            self.begun.open();
+            self.latch.wait();
+        }
+    }
+
+    fn serve(&self, (): &mut (), _bytes: &mut Vec<u8>) -> Next {
+        Next::KeepOpen
+    }
+}
+
+/// The newcomer takes another's place.
+#[test]
+fn who_has_just_spoken_is_not_pushed_out() {
+    let (begun, latch) = (Latch::default(), Latch::default());
+    let service = Doorman { clients: AtomicUsize::new(0), begun: begun.clone(), latch: latch.clone() };
+    let builder = Server::builder("evict").service(service).workers(1).max_connections(4);
+    let bound = builder.overload(Overload::Evict).bind(([127, 0, 0, 1], 0).into()).expect("a port");
+    let running = bound.start().expect("threads");
+    let mut silent: Vec<TcpStream> = (0..3).map(|_| connect(running.local_addr())).collect();
+    silent.iter_mut().for_each(|client| ping(client, b"hello"));
+    let mut fourth = connect(running.local_addr());
+    begun.wait();
+    // The server hears of neither before the fourth is in, and then there is no room.
+    silent[0].write_all(b"the oldest").expect("sent");
+    let mut newcomer = connect(running.local_addr());
+    latch.open();
+    silent[0].read_exact(&mut [0; 10]).expect("it is served");
+    ping(&mut newcomer, b"in");
+    ping(&mut fourth, b"in, too");
+    assert_eq!(silent[1].read(&mut [0]).expect("the end"), 0, "the oldest that was silent had to go");
+}
+
 /// Answers, but only when the latch is open, and says that it never blocks.
 struct Deceiver(Latch);
 
@@ -621,6 +665,7 @@ fn a_server_says_where_it_is_and_how_far() {
     let server = Server::builder("echo").service(Echo).workers(1).max_connections(10);
     let server = server.bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let address = server.local_addr();
+    assert_eq!(server.max_connections(), 10);
     assert_eq!(format!("{server:?}"), format!("Server {{ address: {address}, .. }}"));
     let running = server.start().expect("threads");
     assert_eq!(format!("{running:?}"), format!("Running {{ address: {address}, .. }}"));
@@ -905,4 +950,29 @@ fn sessions_that_panic_when_dropped_are_survived() {
     let _idle = connect(running.local_addr());
     running.handle().drain();
     assert!(running.wait().expect("the reactor ran to its end").is_clean());
+}
+
+#[test]
+fn what_is_beneath_an_error_is_told_once() {
+    use std::error::Error;
+    let beneath = |error: &ServerError| error.source().map(ToString::to_string);
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("an address");
+    let builder = || Server::builder("errors").service(Echo).workers(1).max_connections(10);
+    let bind = builder().bind(address).expect_err("the port is taken");
+    assert_eq!(bind.to_string(), format!("cannot listen on {address}"));
+    assert!(beneath(&bind).is_some_and(|said| said.contains("in use")), "{bind:?}");
+
+    let any_port = ([127, 0, 0, 1], 0).into();
+    let pool = builder().workers(0).bind(any_port).expect_err("no worker");
+    assert_eq!(pool.to_string(), "the worker pool did not start");
+    assert!(beneath(&pool).is_some_and(|said| said.starts_with("0 workers asked for")), "{pool:?}");
+
+    let limit = builder().max_connections(usize::MAX).bind(any_port).expect_err("too many");
+    assert!(limit.to_string().contains("connections asked for"), "{limit}");
+    assert_eq!(beneath(&limit), None);
+    for refused in [ServerError::Thread, ServerError::Setup] {
+        let error = refused(std::io::Error::other("the system's words"));
+        assert_eq!(beneath(&error).as_deref(), Some("the system's words"));
+    }
 }
