@@ -39,52 +39,52 @@ fn nobody_pays_for_what_is_done_after_a_job_was_counted() {
             drop(self.0.lock().expect("the handle").take());
         }
     }
-    // The callback of a job that has expired.
-    let start = Instant::now();
-    let (pool, latch) = held(1, 10);
-    let deadline = Duration::from_millis(100);
-    pool.with_deadline(deadline).try_submit(|| ()).expect("room").on_done(|_| thread::sleep(LONG));
-    let next = submit(&pool, || ());
-    thread::sleep(deadline);
-    latch.open();
-    // The job that was held is the only one that may have lasted.
-    let held_for = start.elapsed();
-    join(next).expect("it returns");
-    let lasted = pool.stats().job_duration.sum();
-    assert!(lasted < held_for + LONG / 2, "{lasted:?} instead of {held_for:?}");
-    // The destructor of a result whose handle was dropped when the job had been counted.
-    let start = Instant::now();
-    let (pool, latch) = held(1, 10);
-    let mut handle = submit(&pool, || Slow);
-    let forgetful = Arc::new(Forgetful(Mutex::new(None)));
-    let waker = std::task::Waker::from(Arc::clone(&forgetful));
-    assert!(Pin::new(&mut handle).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
-    *forgetful.0.lock().expect("the handle") = Some(handle);
-    let next = submit(&pool, || ());
-    latch.open();
-    // The job that was held is the only one that may have lasted.
-    let held_for = start.elapsed();
-    join(next).expect("it returns");
-    let lasted = pool.stats().job_duration.sum();
-    assert!(lasted < held_for + LONG / 2, "{lasted:?} instead of {held_for:?}");
-    // Whoever is woken for a job that has been counted.
+    /// Wakes for long.
     struct Sleepy;
     impl std::task::Wake for Sleepy {
         fn wake(self: Arc<Self>) {
             thread::sleep(LONG);
         }
     }
-    let start = Instant::now();
-    let (pool, latch) = held(1, 10);
-    let mut handle = submit(&pool, || ());
-    let waker = std::task::Waker::from(Arc::new(Sleepy));
-    assert!(Pin::new(&mut handle).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
-    let next = submit(&pool, || ());
-    latch.open();
-    let held_for = start.elapsed();
-    join(next).expect("it returns");
-    let lasted = pool.stats().job_duration.sum();
-    assert!(lasted < held_for + LONG / 2, "{lasted:?} instead of {held_for:?}");
+    fn poll<T: Send + 'static>(
+        handle: &mut JobHandle<T>,
+        wakes: Arc<impl std::task::Wake + Send + Sync + 'static>,
+    ) {
+        let waker = std::task::Waker::from(wakes);
+        assert!(Pin::new(handle).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    }
+    /// Has the only worker find what `leave` leaves for it, and then one job more.
+    fn next_pays_nothing(leave: impl FnOnce(&Pool)) {
+        let start = Instant::now();
+        let (pool, latch) = held(1, 10);
+        leave(&pool);
+        let next = submit(&pool, || ());
+        latch.open();
+        // The job that was held is the only one that may have lasted.
+        let held_for = start.elapsed();
+        join(next).expect("it returns");
+        let lasted = pool.stats().job_duration.sum();
+        assert!(lasted < held_for + LONG / 2, "{lasted:?} instead of {held_for:?}");
+    }
+    // The callback of a job that has expired.
+    next_pays_nothing(|pool| {
+        let deadline = Duration::from_millis(100);
+        pool.with_deadline(deadline).try_submit(|| ()).expect("room").on_done(|_| thread::sleep(LONG));
+        thread::sleep(deadline);
+    });
+    // The destructor of a result whose handle was dropped when the job had been counted.
+    next_pays_nothing(|pool| {
+        let mut handle = submit(pool, || Slow);
+        let forgetful = Arc::new(Forgetful(Mutex::new(None)));
+        poll(&mut handle, Arc::clone(&forgetful));
+        *forgetful.0.lock().expect("the handle") = Some(handle);
+    });
+    // The waking of whoever awaits a job that has been counted.
+    let mut awaited = None;
+    next_pays_nothing(|pool| {
+        let handle = awaited.insert(submit(pool, || ()));
+        poll(handle, Arc::new(Sleepy));
+    });
 }
 
 #[test]

@@ -547,7 +547,8 @@ fn who_is_still_sending_is_told_of_the_end_by_no_reset() {
 
 #[test]
 fn room_is_given_to_who_waits_for_it_at_once() {
-    let server = Millpond::start(&["--max-connections", "1"]);
+    // With work to do, it is a worker that sees the client leave, and not the reactor.
+    let server = Millpond::start(&["--max-connections", "1", "--work", "1ms"]);
     let mut inside = server.connect();
     ping(&mut inside, b"first");
     let start = Instant::now();
