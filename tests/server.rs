@@ -566,16 +566,23 @@ fn room_is_given_to_who_waits_for_it_at_once() {
 /// Whether it closes its side or resets.
 #[test]
 fn a_client_that_has_gone_is_not_lingered_on() {
-    let builder = Server::builder("echo").service(Fragile { may_block: true }).workers(1).max_connections(1);
-    let running = builder.bind(([127, 0, 0, 1], 0).into()).expect("a port").start().expect("the threads");
+    let (running, exposition) = in_process(1, Fragile { may_block: true });
+    let lingered_on = |clients: f64| {
+        eventually("lingered on", || {
+            (Scrape::of(exposition.local_addr()).connections("closing") == clients).then_some(())
+        });
+    };
     let start = Instant::now();
-    for round in 0..10 {
+    for round in 0..20 {
         let mut stream = connect(running.local_addr());
         ping(&mut stream, b"bye");
         assert_eq!(stream.read(&mut [0]).expect("the end"), 0);
+        lingered_on(1.0);
         if round % 2 == 1 {
             SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
         }
+        drop(stream);
+        lingered_on(0.0);
     }
     // A client that stays is waited for a second.
     assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
@@ -724,6 +731,7 @@ fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
     let message: Vec<u8> = (0..8 * MIB).map(|at| (at % 239) as u8).collect();
     let sends = || {
         let client = server.connect();
+        SockRef::from(&client).set_recv_buffer_size(64 * 1024).expect("a socket option");
         let (mut writer, sent) = (client.try_clone().expect("a clone"), message.clone());
         (client, thread::spawn(move || writer.write_all(&sent)))
     };
