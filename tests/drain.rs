@@ -442,7 +442,7 @@ fn who_comes_in_the_moment_of_the_signal_is_served_when_there_is_room() {
             assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
             Some(())
         };
-        eventually("in time", newcomer_is_served);
+        assert!((0..10).any(|_| newcomer_is_served().is_some()), "{overload}: not once in ten times");
     }
 }
 

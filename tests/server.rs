@@ -727,19 +727,20 @@ fn timeouts_longer_than_time_itself_are_none() {
 
 #[test]
 fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
-    let server = Millpond::start(&["--write-timeout", "1s"]);
+    let server = Millpond::start(&["--write-timeout", "2s"]);
     let message: Vec<u8> = (0..8 * MIB).map(|at| (at % 239) as u8).collect();
     let sends = || {
         let client = server.connect();
-        SockRef::from(&client).set_recv_buffer_size(64 * 1024).expect("a socket option");
+        // Some packets of the loopback interface, and less than there is to read.
+        SockRef::from(&client).set_recv_buffer_size(512 * 1024).expect("a socket option");
         let (mut writer, sent) = (client.try_clone().expect("a clone"), message.clone());
         (client, thread::spawn(move || writer.write_all(&sent)))
     };
     let ((mut client, writing), (mut quitter, in_vain)) = (sends(), sends());
     let mut answer = vec![0; message.len()];
-    // 400 kB/s for four seconds, too slow for the kernel to report room within the timeout; then the rest, or nothing.
-    let (slowly, rest) = answer.split_at_mut(1_600_000);
-    for piece in slowly.chunks_mut(40_000) {
+    // 200 kB/s for five seconds, too slow for the kernel to report room within the timeout; then the rest, or nothing.
+    let (slowly, rest) = answer.split_at_mut(1_000_000);
+    for piece in slowly.chunks_mut(20_000) {
         thread::sleep(Duration::from_millis(100));
         quitter.read_exact(piece).expect("it comes back");
         client.read_exact(piece).expect("it comes back");

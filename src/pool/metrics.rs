@@ -271,3 +271,19 @@ impl Source for PoolMetrics {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::metrics::Latency;
+
+    #[test]
+    fn what_lasts_longer_than_any_limit_is_counted_and_within_none() {
+        let (latency, mut reading) = (Latency::new(&LATENCY_BOUNDS_NS), Reading::new(&LATENCY_BOUNDS_NS));
+        [1_000, 3_600_000_000_000].into_iter().for_each(|ns| latency.observe(ns));
+        latency.add_to(&mut reading);
+        let durations = Durations(reading);
+        assert_eq!(durations.count(), 2);
+        assert_eq!(durations.cumulative().last(), Some((Duration::from_secs(60), 1)));
+    }
+}
