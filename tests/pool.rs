@@ -759,3 +759,23 @@ fn what_is_beneath_an_error_is_told_once() {
     let name = failing().workers(0).build().expect_err("no worker");
     assert_eq!(beneath(&name), None);
 }
+
+/// Both are taken at once, and nothing is taken after them: who is woken first has to tell the second.
+#[test]
+fn room_for_two_is_given_to_two() {
+    for round in 0..20 {
+        let (pool, latch) = held(1, 2);
+        let last = Latch::default();
+        let wait = last.clone();
+        submit(&pool, || {});
+        submit(&pool, move || wait.wait());
+        thread::scope(|scope| {
+            let submitters = [(); 2].map(|()| scope.spawn(|| pool.submit_timeout(|| {}, PATIENCE).is_ok()));
+            all_asleep("mill-test-", 1);
+            latch.open();
+            let both = submitters.map(|submitter| submitter.join().expect("it returns"));
+            assert_eq!(both, [true, true], "round {round}");
+        });
+        last.open();
+    }
+}
