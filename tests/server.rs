@@ -552,7 +552,7 @@ fn room_is_given_to_who_waits_for_it_at_once() {
     let mut inside = server.connect();
     ping(&mut inside, b"first");
     let start = Instant::now();
-    for _ in 0..10 {
+    for _ in 0..30 {
         let mut next = server.connect();
         next.write_all(b"next").expect("the kernel takes it");
         drop(inside);
@@ -760,6 +760,39 @@ fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
     let scrape =
         eventually("both are closed", || Some(server.scrape()).filter(|now| now.closed("client") == 1.0));
     assert_eq!(scrape.broken_law(), None);
+}
+
+/// Once it has taken some of what it was sent, it may be silent for longer than the write timeout.
+#[test]
+fn a_client_that_was_blocked_once_is_not_blocked_for_good() {
+    const MESSAGE: usize = 16 * 1024;
+    let server = Millpond::start(&["--write-timeout", "2s"]);
+    let is_at_rest = |scrape: &Scrape| scrape.pool("workers_busy") + scrape.pool("queue_depth") == 0.0;
+    let received = |scrape: &Scrape| scrape.get("received_bytes_total");
+    let owed = |scrape: &Scrape| received(scrape) - scrape.get("sent_bytes_total");
+    // Sends a message when the last was read, until one is not answered whole. Returns how much it sent.
+    let blocked = || {
+        let mut client = server.connect();
+        SockRef::from(&client).set_recv_buffer_size(64 * 1024).expect("a socket option");
+        let (before, mut sent) = (received(&server.scrape()), 0);
+        while owed(&server.scrape()) == 0.0 {
+            client.write_all(&[7; MESSAGE]).expect("the server reads");
+            sent += MESSAGE;
+            let is_read = |now: &Scrape| received(now) == before + sent as f64 && is_at_rest(now);
+            eventually("it is read", || Some(server.scrape()).filter(is_read));
+        }
+        (client, sent)
+    };
+    let (mut client, sent) = blocked();
+    let mut answer = vec![0; sent];
+    // Too little for the kernel to report room.
+    let (part, rest) = answer.split_at_mut(200_000);
+    client.read_exact(part).expect("it comes back");
+    eventually("all of it is sent", || (owed(&server.scrape()) == 0.0).then_some(()));
+    let _another = blocked();
+    eventually("one is closed", || (server.scrape().closed("write_timeout") == 1.0).then_some(()));
+    client.read_exact(rest).expect("it comes back");
+    ping(&mut client, b"still here");
 }
 
 /// The reactor serves them as one of the workers.
