@@ -545,17 +545,23 @@ fn who_counted_on_a_worker_that_cannot_begin_is_told() {
 fn a_deadline_that_was_met_hides_no_circle() {
     let hour = Duration::from_secs(3600);
     let deadlock = JobError::Deadlock { pool: "test".to_owned() };
-    // A joins B, which was queued then, and B, once started, joins A.
-    let pool = Arc::new(pool_of(2, 10));
+    // A joins B, which is queued then, and B, once started, joins A.
+    let met = Arc::new(Pool::builder("met").workers(2).build().expect("the threads"));
     let (give, get) = mpsc::channel::<JobHandle<bool>>();
-    let inner = Arc::clone(&pool);
-    let outer = submit(&pool, move || {
+    let (latch, inner) = (Latch::default(), Arc::clone(&met));
+    let wait = latch.clone();
+    submit(&met, move || wait.wait());
+    let outer = submit(&met, move || {
         let back = move || get.recv().expect("a handle").join().is_ok();
         inner.with_deadline(hour).submit(back).expect("room").join().is_ok()
     });
     give.send(outer).expect("it is received");
-    eventually("both ended", || (pool.stats().completed == 2).then_some(()));
+    eventually("B waits", || (met.stats().queue_depth == 1).then_some(()));
+    all_asleep("mill-met-", 2);
+    latch.open();
+    eventually("both ended", || (met.stats().completed == 3).then_some(()));
     // A waits for a group with B in it, which has a deadline, and B joins A.
+    let pool = Arc::new(pool_of(2, 10));
     let (give, get) = mpsc::channel::<JobHandle<Vec<Result<bool, JobError>>>>();
     let (report, reports) = mpsc::channel();
     let inner = Arc::clone(&pool);

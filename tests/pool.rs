@@ -770,8 +770,9 @@ fn room_for_two_is_given_to_two() {
         submit(&pool, || {});
         submit(&pool, move || wait.wait());
         thread::scope(|scope| {
-            let submitters = [(); 2].map(|()| scope.spawn(|| pool.submit_timeout(|| {}, PATIENCE).is_ok()));
-            all_asleep("mill-test-", 1);
+            let waits = || pool.submit_timeout(|| {}, PATIENCE).is_ok();
+            let submitters = [(); 2].map(|()| spawn_named(scope, "one-of-two", waits));
+            all_asleep("one-of-two", 2);
             latch.open();
             let both = submitters.map(|submitter| submitter.join().expect("it returns"));
             assert_eq!(both, [true, true], "round {round}");
