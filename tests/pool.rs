@@ -731,6 +731,19 @@ fn a_drain_counts_what_ended_since_it_began() {
 }
 
 #[test]
+fn an_abort_counts_as_dropped_what_it_dropped_and_no_more() {
+    let (pool, latch) = held(1, 10);
+    let late = pool.with_deadline(Duration::from_millis(1)).submit(|| ()).expect("room");
+    assert!(matches!(late.join(), Err(millpond::JobError::Expired)));
+    assert!(pool.submit(|| ()).expect("room").cancel());
+    submit(&pool, || ());
+    let (first, again) = (pool.abort(), pool.abort());
+    latch.open();
+    assert_eq!((first.cancelled, first.dropped, first.stats.expired), (2, 1, 1));
+    assert_eq!((again.cancelled, again.dropped), (0, 0));
+}
+
+#[test]
 fn what_is_beneath_an_error_is_told_once() {
     use std::error::Error;
     let beneath = |error: &PoolError| error.source().map(ToString::to_string);

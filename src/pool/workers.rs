@@ -648,6 +648,8 @@ mod tests {
         struct Endless;
         impl Handler<Number> for Endless {
             fn run(&mut self, job: Number, turn: &mut Turn<'_, Number>) {
+                // Longer than the abort looks at the queue.
+                std::thread::sleep(Duration::from_millis(10));
                 let _ = turn.requeue(job);
             }
         }
