@@ -550,7 +550,7 @@ fn a_deadline_that_was_met_hides_no_circle() {
     let (give, get) = mpsc::channel::<JobHandle<bool>>();
     let (latch, inner) = (Latch::default(), Arc::clone(&met));
     let wait = latch.clone();
-    submit(&met, move || wait.wait());
+    let _holds_a_worker = submit(&met, move || wait.wait());
     let outer = submit(&met, move || {
         let back = move || get.recv().expect("a handle").join().is_ok();
         inner.with_deadline(hour).submit(back).expect("room").join().is_ok()
