@@ -49,9 +49,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let address = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:15001".to_owned());
     let server = Server::builder("lines").service(Store::default()).workers(8).bind(address.parse()?)?;
     let running = server.start()?;
-    println!("a key-value store on {}", running.local_addr());
     let handle = running.handle();
     ctrlc::set_handler(move || handle.drain())?;
+    // Whoever reads it may send the signal.
+    println!("a key-value store on {}", running.local_addr());
     println!("{}", running.wait().ok_or("the server failed")?);
     Ok(())
 }

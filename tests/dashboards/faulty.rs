@@ -41,10 +41,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     registry.register(Box::new(build_info()?))?;
     registry.register(Box::new(ProcessCollector::for_self()))?;
     let exposition = Exposition::serve(registry, any_port)?;
-    println!("faulty: echo on {}", running.local_addr());
-    println!("faulty: metrics on http://{}/metrics", exposition.local_addr());
     let handle = running.handle();
     ctrlc::set_handler(move || handle.drain())?;
+    println!("faulty: echo on {}", running.local_addr());
+    println!("faulty: metrics on http://{}/metrics", exposition.local_addr());
     println!("{}", running.wait().ok_or("the server failed")?);
     exposition.stop();
     Ok(())
