@@ -2,11 +2,12 @@
 
 mod common;
 
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use common::{Millpond, eventually, ping};
+use socket2::{Domain, Socket, Type};
 
 fn run(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
     let Output { status, stdout, stderr } = Command::new(env!("CARGO_BIN_EXE_millpond"))
@@ -183,10 +184,11 @@ fn a_log_that_nobody_reads_stops_nothing() {
 
 #[test]
 fn closed_standard_streams_stop_nothing() {
-    let port = {
-        let probe = TcpListener::bind("127.0.0.1:0").expect("a port");
-        probe.local_addr().expect("an address")
-    };
+    // Bound, and not listening: the port is nobody else's, and refuses connections until the program listens.
+    let reserved = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    reserved.set_reuse_address(true).expect("a socket option");
+    reserved.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
+    let port = reserved.local_addr().ok().and_then(|address| address.as_socket()).expect("an address");
     let script = format!("exec \"$0\" --listen {port} --metrics 127.0.0.1:0 <&- >&- 2>&-");
     let mut child =
         Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_millpond")]).spawn().expect("a shell");
