@@ -5,8 +5,6 @@ mod common;
 use std::io::Write;
 use std::net::TcpStream;
 use std::process::Command;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use common::scrape::Guard;
 use common::{Millpond, connect, eventually, ping};
@@ -19,13 +17,6 @@ fn with_256_files(flags: &str) -> Command {
     command
 }
 
-/// The share of one processor it uses for two seconds.
-fn processor_share(server: &Millpond) -> f64 {
-    let (start, before) = (Instant::now(), server.cpu());
-    thread::sleep(Duration::from_secs(2));
-    (server.cpu() - before).as_secs_f64() / start.elapsed().as_secs_f64()
-}
-
 #[test]
 fn more_clients_than_descriptors_wait_and_are_served_in_turn() {
     let server = Millpond::spawn(&mut with_256_files(""));
@@ -34,7 +25,7 @@ fn more_clients_than_descriptors_wait_and_are_served_in_turn() {
     let mut clients: Vec<TcpStream> = (0..400).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(|client| client.write_all(b"hello").expect("the kernel takes it"));
     eventually("full", || (server.scrape().sum("connections", "state=") == limit).then_some(()));
-    let share = processor_share(&server);
+    let share = server.processor_share();
     assert!(share < 0.05, "{share} of a processor while stuck");
     assert_eq!(server.get("/readyz").code, 503);
     // Each that goes makes room for one that waits.
@@ -62,7 +53,7 @@ fn when_descriptors_run_out_scrapes_go_on_and_service_recovers() {
     let refusal = eventually("not ready", || Some(server.get("/readyz")).filter(|answer| answer.code == 503));
     assert_eq!(refusal.body, "out of file descriptors\n");
 
-    let share = processor_share(&server);
+    let share = server.processor_share();
     assert!(share < 0.05, "{share} of a processor while stuck");
     let errors = server.scrape().get(failed);
     assert!(errors < 50.0, "{errors} failed accepts: it spins");

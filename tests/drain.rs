@@ -299,6 +299,19 @@ fn what_the_kernel_still_holds_for_a_client_at_the_deadline_is_cut_and_counted()
 }
 
 #[test]
+fn a_drain_that_waits_for_a_client_uses_next_to_no_processor_time() {
+    let mut server = Millpond::start(&[]);
+    let (mut client, message) = unread(&server);
+    server.signal(Signal::INT);
+    eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
+    let share = server.processor_share();
+    assert!(share < 0.2, "{share} of a processor while nothing happens");
+    client.read_exact(&mut vec![0; message.len()]).expect("it is all there");
+    drop(client);
+    assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
+}
+
+#[test]
 fn a_slow_reader_gets_all_of_its_answer_in_the_drain() {
     let mut server = Millpond::start(&[]);
     let mut client = server.connect();

@@ -633,6 +633,14 @@ mod tests {
     }
 
     #[test]
+    fn as_many_workers_as_the_limit_names_are_allowed_and_not_one_more() {
+        assert!([1, MAX_WORKERS].into_iter().all(|workers| check_workers(workers).is_ok()));
+        for workers in [0, MAX_WORKERS + 1] {
+            assert!(matches!(check_workers(workers), Err(PoolError::Workers(named)) if named == workers));
+        }
+    }
+
+    #[test]
     fn a_job_may_requeue_itself_to_its_end_although_the_pool_drains() {
         let pool = start(|_| Countdown);
         for _ in 0..50 {

@@ -19,7 +19,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
@@ -228,6 +228,13 @@ impl Millpond {
             [fields[11], fields[12]].iter().map(|ticks| ticks.parse::<u64>().expect("ticks")).sum();
         // USER_HZ, which is 100 on every Linux that Rust supports.
         Duration::from_millis(ticks * 10)
+    }
+
+    /// The share of one processor that it uses, over two seconds.
+    pub fn processor_share(&self) -> f64 {
+        let (start, before) = (Instant::now(), self.cpu());
+        thread::sleep(Duration::from_secs(2));
+        (self.cpu() - before).as_secs_f64() / start.elapsed().as_secs_f64()
     }
 }
 
