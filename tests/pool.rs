@@ -582,6 +582,25 @@ fn a_worker_may_call_its_pool_at_the_very_end_of_its_thread() {
     assert_eq!(reports.recv_timeout(PATIENCE), Ok((0, true)));
 }
 
+/// The drain waits for the end of its threads, and must not hold what they ask for.
+#[test]
+fn a_worker_may_resize_its_pool_at_the_very_end_of_its_thread_while_it_drains() {
+    let pool = Arc::new(pool_of(2, 10));
+    let (report, reports) = std::sync::mpsc::channel();
+    let inner = Arc::clone(&pool);
+    let job = move || {
+        at_the_end_of_this_worker(move || {
+            // Until the drain waits for this thread, or a while, if it does not.
+            std::thread::sleep(Duration::from_millis(50));
+            report.send(matches!(inner.resize(3), Err(PoolError::Draining))).expect("it is waited for");
+        });
+    };
+    pool.submit(job).expect("room").join().expect("it returns");
+    let draining = std::thread::spawn(move || pool.drain(PATIENCE).is_clean());
+    assert_eq!(reports.recv_timeout(PATIENCE), Ok(true));
+    assert!(draining.join().expect("it returns"));
+}
+
 #[test]
 fn a_worker_cannot_resize_its_pool_in_its_first_step() {
     let slot: Arc<Mutex<Option<Arc<Pool>>>> = Arc::default();

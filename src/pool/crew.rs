@@ -27,7 +27,8 @@
 //! expected cannot begin, everybody who waits looks again.
 //!
 //! What is not seen: circles through several pools, waits of an executor that polls handles on a worker, and a
-//! `resize` called by a job, which waits for the first step of new workers, while that waits for the job.
+//! `resize` called by a job, which waits for the first step of new workers, while that waits for the job,
+//! or for one that needs its worker.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicUsize;

@@ -36,7 +36,8 @@ pub struct Stats {
     pub queue_capacity: usize,
     /// How long the job at the head of the queue has waited; zero when none waits.
     pub queue_oldest_age: Duration,
-    /// How long the longest-running job has run; zero when none runs.
+    /// How long the longest-running job has run; zero when none runs. What a worker still does for a job that has been
+    /// counted, such as the destructor of a result that nobody wants, is included: it may be stuck there.
     pub longest_running: Duration,
     /// Worker time spent in jobs, the running ones included.
     pub busy_time: Duration,

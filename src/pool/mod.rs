@@ -18,7 +18,7 @@
 //! - **No silent deadlock.** A worker that would wait for ever for its own pool gets an error instead of a hang:
 //!   in `join`, in a group, or for room in the queue. Waits with a timeout end by it. Not seen are circles through
 //!   several pools, an executor that polls handles on a worker, and a job that resizes its pool while a new
-//!   worker's first step waits for that job.
+//!   worker's first step waits for that job, or for one that needs its worker.
 //!
 //! # The rooms
 //!
@@ -294,7 +294,8 @@ impl Pool {
     /// Stops admission, lets the workers finish every admitted job, and waits for them, `timeout` at most. It
     /// returns as soon as the last job has ended, or at the timeout. What then still waits in the queue is dropped and
     /// counted as aborted, and workers still in a job exit after it; their threads are not waited for. When all have
-    /// ended in time, it lasts on until the threads are gone, with the destructors of their thread-locals.
+    /// ended in time, it lasts on until the threads are gone, with the destructors of their thread-locals; but not of those that a [`resize`](Self::resize) is starting
+    /// meanwhile, which leave by themselves.
     ///
     /// Safe to call again and from several threads: each call waits for the same end. On a worker of this pool
     /// it cannot come to an end before its timeout, because the job that calls it runs.
@@ -671,14 +672,15 @@ pub struct Drained {
     pub cancelled: u64,
     /// Jobs still running when it returned; their workers exit after them.
     pub running: usize,
-    /// Jobs that were waiting and were dropped.
+    /// Jobs that were waiting and were dropped since the call.
     pub dropped: u64,
     /// The pool's numbers at the end.
     pub stats: Stats,
 }
 
 impl Drained {
-    /// Whether every admitted job ended by itself.
+    /// Whether, since the call, every job ended by itself. What an earlier call dropped is in
+    /// [`stats`](Self::stats).
     #[must_use]
     pub fn is_clean(&self) -> bool {
         self.running == 0 && self.dropped == 0

@@ -302,14 +302,14 @@ impl<J: Job> Workers<J> {
         let all_gone = shared.pool.crew.wait_until_gone(timeout);
         let mut stats = self.stats();
         if all_gone {
-            // Whoever resizes meanwhile keeps them, and they end by themselves.
-            if let Ok(mut threads) = self.threads.try_lock() {
-                for (_, thread) in threads.running.drain(..) {
-                    // It has left the crew, so this blocks for no longer than a thread's exit takes, destructors
-                    // of its thread-locals included. One of those may be who drains.
-                    if thread.thread().id() != thread::current().id() {
-                        let _ = thread.join();
-                    }
+            // Whoever resizes meanwhile keeps them, and they end by themselves. Joined without the lock, which the
+            // destructors of their thread-locals may want.
+            let running = self.threads.try_lock().map(|mut threads| std::mem::take(&mut threads.running));
+            for (_, thread) in running.unwrap_or_default() {
+                // It has left the crew, so this blocks for no longer than a thread's exit takes, destructors
+                // of its thread-locals included. One of those may be who drains.
+                if thread.thread().id() != thread::current().id() {
+                    let _ = thread.join();
                 }
             }
         } else {
