@@ -18,7 +18,7 @@ pub(super) const HTML: &str = concat!(
 /// What the document may load and do.
 pub(super) const POLICY: &str = concat!(
     "default-src 'none'; connect-src 'self'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; ",
-    "style-src 'sha256-Qf3ngzsqLCMmrKjPRP0b0Tsg1yiNquahCjH+uZ4mPaM='; script-src 'sha256-trGWrFf0KuzLhkyEQ+y8X3GAlTX6UN98F5lAoaQ/CDk='"
+    "style-src 'sha256-Qf3ngzsqLCMmrKjPRP0b0Tsg1yiNquahCjH+uZ4mPaM='; script-src 'sha256-YM/3bzI1HxG6yJLi+HIuDA9+MASxivp8CNkYK7Unpbs='"
 );
 
 #[cfg(test)]

@@ -244,7 +244,7 @@ function addPlots() {
     const grid = [TOP, (TOP + BOTTOM) / 2, BOTTOM].map((y) => make("line", { class: "grid", x1: LEFT, x2: RIGHT, y1: y, y2: y }));
     plot.from = make("text", { x: LEFT, y: HIGH - 4 });
     const now = make("text", { x: RIGHT, y: HIGH - 4, "text-anchor": "end" }, "now");
-    plot.svg = make("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img" }, ...grid, ...plot.left, ...plot.right, plot.from, now, ...plot.paths, plot.cursor);
+    plot.svg = make("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": `${plot.title}: nothing to show yet` }, ...grid, ...plot.left, ...plot.right, plot.from, now, ...plot.paths, plot.cursor);
     plot.svg.addEventListener("pointermove", (event) => {
       const box = plot.svg.getBoundingClientRect();
       const share = ((event.clientX - box.left) / box.width * WIDE - LEFT) / (RIGHT - LEFT);
