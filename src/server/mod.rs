@@ -36,6 +36,7 @@ mod connection;
 mod descriptors;
 mod door;
 mod gate;
+mod kernel;
 mod metrics;
 mod reactor;
 mod service;
