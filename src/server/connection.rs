@@ -1,4 +1,4 @@
-//! One connection: its gate, its times, and what only its holder may touch.
+//! One connection: its gate, its times, and the part that only its holder may touch.
 
 use std::io;
 use std::net::{Shutdown, SocketAddr};
@@ -7,12 +7,11 @@ use std::sync::{Mutex, MutexGuard};
 
 use mio::net::TcpStream;
 use rustix::buffer::spare_capacity;
-use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::net::SendFlags;
-use socket2::SockRef;
 
 use super::gate::Gate;
+use super::kernel::{self, Delivery};
 use super::metrics::Reason;
 use crate::sync::lock;
 
@@ -22,28 +21,29 @@ pub(crate) struct Connection<Session> {
     pub(crate) gate: Gate,
     /// Its place in the reactor's table.
     pub(crate) slot: usize,
-    /// Tells it from others that had the same place.
+    /// Tells the connection from others that had the same place.
     pub(crate) serial: u64,
     pub(crate) peer: SocketAddr,
     pub(crate) accepted_ns: u64,
-    /// When its last turn found something to do, or it was accepted. Written by its holder before it parks,
-    /// read by the reactor.
+    /// When its last turn found something to do, or it was accepted. Its holder writes it before it parks the
+    /// connection, and the reactor reads it.
     parked_ns: AtomicU64,
-    /// Since when the client has taken nothing of the output that waits; 0 when none waits. Written and read
-    /// as `parked_ns`.
+    /// Since when the client has taken none of its output; 0 when no output is watched. Written and read
+    /// as `parked_ns`, and written by the reactor while the connection is parked or half-closed.
     blocked_ns: AtomicU64,
-    /// Touched only by whoever holds the gate, and by the reactor while nobody does, so the lock is never
-    /// waited for; it is what makes that sound without unsafe code, at two uncontended atomic operations a
-    /// turn.
+    /// What the client's kernel had acknowledged at `blocked_ns`. Written and read as `blocked_ns`.
+    blocked_acked: AtomicU64,
+    /// Only the holder of the gate touches it, or the reactor while the gate has no holder. So no thread ever waits for
+    /// the lock. It makes that sound without unsafe code, at two uncontended atomic operations a turn.
     held: Mutex<Held<Session>>,
 }
 
-/// What belongs to the holder of the gate.
+/// The part of a connection that belongs to the holder of the gate.
 #[derive(Debug)]
 pub(crate) struct Held<Session> {
     /// `None` once closed.
     stream: Option<TcpStream>,
-    /// The service's part; it goes with the socket.
+    /// The service's part. It is there as long as the socket is.
     session: Option<Session>,
     /// Output that the socket did not take, and how much of it has been sent since.
     pending: Vec<u8>,
@@ -52,15 +52,19 @@ pub(crate) struct Held<Session> {
     pub(crate) ending: Option<Reason>,
     /// Nothing has been sent yet.
     pub(crate) silent: bool,
+    /// The service stopped halfway, and goes on before anything is read. See [`Next::More`](super::Next::More).
+    pub(crate) more: bool,
 }
 
-/// What became of output.
+/// How far output came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
     /// The kernel has all of it.
     All,
-    /// The kernel took no more; the rest waits.
+    /// The kernel took no more. The rest is kept, and the kernel reports when it takes more.
     Blocked,
+    /// The kernel had no memory (ENOBUFS, ENOMEM). The rest is kept. The kernel reports nothing, so a later try is due.
+    OutOfMemory,
 }
 
 impl<Session> Connection<Session> {
@@ -79,6 +83,7 @@ impl<Session> Connection<Session> {
             accepted_ns: now_ns,
             parked_ns: AtomicU64::new(now_ns),
             blocked_ns: AtomicU64::new(0),
+            blocked_acked: AtomicU64::new(0),
             held: Mutex::new(Held {
                 stream: Some(stream),
                 session: Some(session),
@@ -86,16 +91,17 @@ impl<Session> Connection<Session> {
                 flushed: 0,
                 ending: None,
                 silent: true,
+                more: false,
             }),
         }
     }
 
-    /// For the holder of the gate only, and for the reactor while nobody holds it.
+    /// For the holder of the gate, and for the reactor while the gate has no holder.
     pub(crate) fn hold(&self) -> MutexGuard<'_, Held<Session>> {
         lock(&self.held)
     }
 
-    /// Notes when the last turn found anything to do. By the holder, before it parks the connection.
+    /// Notes when the last turn found anything to do. For the holder, before it parks the connection.
     pub(crate) fn rest(&self, now_ns: u64) {
         self.parked_ns.store(now_ns, Ordering::Relaxed);
     }
@@ -105,13 +111,30 @@ impl<Session> Connection<Session> {
         self.parked_ns.load(Ordering::Relaxed)
     }
 
-    /// Since when the client has taken none of the output that waits for it; `None` when none waits.
+    /// Whether the client has never sent anything that was looked at.
+    pub(crate) fn is_new(&self) -> bool {
+        self.parked_ns() == self.accepted_ns
+    }
+
+    /// Since when the client has taken none of its output; `None` when no output is watched.
     pub(crate) fn blocked_ns(&self) -> Option<u64> {
         Some(self.blocked_ns.load(Ordering::Relaxed)).filter(|since| *since != 0)
     }
 
-    pub(crate) fn set_blocked(&self, since_ns: Option<u64>) {
-        self.blocked_ns.store(since_ns.unwrap_or(0), Ordering::Relaxed);
+    /// Begins to watch output that the client has not taken, or notes that it has just taken some.
+    pub(crate) fn watch_output(&self, delivery: Delivery, now_ns: u64) {
+        self.blocked_acked.store(delivery.acked, Ordering::Relaxed);
+        self.blocked_ns.store(now_ns, Ordering::Relaxed);
+    }
+
+    /// No output waits for the client any more.
+    pub(crate) fn output_taken(&self) {
+        self.blocked_ns.store(0, Ordering::Relaxed);
+    }
+
+    /// Whether the client's kernel has acknowledged more than when the output was last watched.
+    pub(crate) fn has_taken_some(&self, delivery: Delivery) -> bool {
+        delivery.acked > self.blocked_acked.load(Ordering::Relaxed)
     }
 }
 
@@ -140,73 +163,58 @@ impl<Session> Held<Session> {
         }
     }
 
-    /// Whether the client's side has what was sent to it, but for a packet or two: a connection that is closed before may
-    /// lose it, since a client that then speaks is answered with a reset.
-    ///
-    /// The kernel tells how much it still holds only to unsafe code. It also tells whether there is room, which is when
-    /// what it holds fills no more than two thirds of what it may; so it may hold almost nothing for a moment.
-    pub(crate) fn is_taken(&self) -> bool {
-        let socket = SockRef::from(self.stream());
-        let Ok(room) = socket.send_buffer_size() else { return true };
-        if socket.set_send_buffer_size(0).is_err() {
-            return true;
-        }
-        let mut asked = [PollFd::new(self.stream(), PollFlags::OUT)];
-        let answers = rustix::event::poll(&mut asked, Some(&Timespec::default()));
-        // What is set counts twice, for the kernel's own needs. Of what the kernel had given it by itself, only as much
-        // comes back as may be set (`net.core.wmem_max`).
-        let _ = socket.set_send_buffer_size(room / 2);
-        // A broken connection has an answer too, and takes nothing more.
-        !matches!(answers, Ok(0) | Err(Errno::INTR))
+    /// How far the output that the kernel was given has come.
+    pub(crate) fn delivery(&self) -> Delivery {
+        // It cannot fail on a TCP socket. If it did, the output would count as delivered, as it would without the look.
+        kernel::delivery(self.stream()).unwrap_or(Delivery { acked: 0, pending: false })
     }
 
-    /// Sends `output` as far as the kernel takes it now, and keeps a copy of the rest. Returns also how much
-    /// went out.
+    /// Sends `output` as far as the kernel takes it now, and keeps a copy of the rest. Also returns how many bytes the
+    /// kernel took.
     pub(crate) fn send(&mut self, output: &[u8]) -> io::Result<(Sent, usize)> {
-        let sent = self.write(output)?;
-        if sent < output.len() {
+        let (outcome, sent) = self.write(output)?;
+        if outcome != Sent::All {
             self.pending = output[sent..].to_vec();
             self.flushed = 0;
-            return Ok((Sent::Blocked, sent));
         }
-        Ok((Sent::All, sent))
+        Ok((outcome, sent))
     }
 
-    /// Whether output waits for the client.
+    /// Whether output is kept that the kernel has not taken.
     pub(crate) fn owes(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    /// Sends what waits, as far as the kernel takes it now.
+    /// Sends the output that is kept, as far as the kernel takes it now.
     pub(crate) fn flush(&mut self) -> io::Result<(Sent, usize)> {
-        let sent = self.write(&self.pending[self.flushed..])?;
+        let (outcome, sent) = self.write(&self.pending[self.flushed..])?;
         self.flushed += sent;
-        if self.flushed < self.pending.len() {
-            return Ok((Sent::Blocked, sent));
+        if outcome == Sent::All {
+            // Not cleared but dropped: a parked connection keeps no buffer.
+            self.pending = Vec::new();
+            self.flushed = 0;
         }
-        // Not cleared but dropped: a parked connection keeps no buffer.
-        self.pending = Vec::new();
-        self.flushed = 0;
-        Ok((Sent::All, sent))
+        Ok((outcome, sent))
     }
 
-    fn write(&self, output: &[u8]) -> io::Result<usize> {
+    fn write(&self, output: &[u8]) -> io::Result<(Sent, usize)> {
         let mut sent = 0;
         while sent < output.len() {
-            // Not `write`, which sends SIGPIPE when the client is gone, and ends a program that does not ignore that.
+            // Not `write`: it raises SIGPIPE when the client is gone, which ends a program that does not ignore it.
             match rustix::net::send(self.stream(), &output[sent..], SendFlags::NOSIGNAL) {
                 Ok(more) => sent += more,
                 Err(Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => break,
+                Err(Errno::AGAIN) => return Ok((Sent::Blocked, sent)),
+                Err(Errno::NOBUFS | Errno::NOMEM) => return Ok((Sent::OutOfMemory, sent)),
                 Err(error) => return Err(error.into()),
             }
         }
-        Ok(sent)
+        Ok((Sent::All, sent))
     }
 
-    /// Ends our side of the conversation: the client reads to the end of what was sent, and then the end.
+    /// Half-closes the connection: the client reads all output, and then the end of the stream.
     pub(crate) fn shut_down_write(&self) {
-        // An error means that the connection is gone already, which the next read tells.
+        // An error means that the connection has failed already, and the next read says so.
         let _ = self.stream().shutdown(Shutdown::Write);
     }
 
@@ -215,8 +223,8 @@ impl<Session> Held<Session> {
         self.session.as_mut().expect("an open connection has its session")
     }
 
-    /// Closes the socket and lets go of memory. The session comes back if it was open, to be dropped with
-    /// care.
+    /// Closes the socket and frees its memory. Returns the session if the connection was open: its destructor is the
+    /// service's code.
     pub(crate) fn close(&mut self) -> Option<Session> {
         self.pending = Vec::new();
         self.stream = None;
@@ -229,9 +237,11 @@ mod tests {
     use std::io::{Read, Write};
     use std::time::{Duration, Instant};
 
+    use socket2::SockRef;
+
     use super::*;
 
-    /// A connection for which the kernel keeps little, and its client.
+    /// A connection with small kernel buffers, and its client.
     fn tight() -> (Connection<()>, std::net::TcpStream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         SockRef::from(&listener).set_send_buffer_size(1).expect("a socket option");
@@ -245,40 +255,25 @@ mod tests {
     }
 
     #[test]
-    fn output_is_taken_when_the_client_has_it_and_not_when_the_kernel_does() {
+    fn output_is_watched_until_the_client_has_taken_it() {
         let (connection, mut client) = tight();
         let mut held = connection.hold();
-        SockRef::from(held.stream()).set_send_buffer_size(200_000).expect("a socket option");
-        assert!(held.is_taken(), "nothing was sent");
-        let output = vec![7; 100_000];
-        assert!(matches!(held.send(&output), Ok((Sent::All, 100_000))), "the kernel takes it all");
-        assert!(!held.is_taken());
-        let mut left = output.len();
+        assert_eq!(connection.blocked_ns(), None);
+        let (outcome, sent) = held.send(&[7; 1_000_000]).expect("the client is there");
+        assert_eq!(outcome, Sent::Blocked);
+        connection.watch_output(held.delivery(), 5);
+        assert_eq!(connection.blocked_ns(), Some(5));
+        // The client reads everything that the kernel took.
+        client.read_exact(&mut vec![0; sent]).expect("it is on its way");
         let deadline = Instant::now() + Duration::from_secs(60);
-        while left > 0 {
-            assert!(left < 20_000 || !held.is_taken(), "{left} bytes are in neither window nor buffer");
-            left -= client.read(&mut [0; 1000]).expect("it is on its way");
-        }
-        while !held.is_taken() {
+        while held.delivery().pending {
             assert!(Instant::now() < deadline, "the client has it all");
         }
-        // It can be used as before.
-        assert!(matches!(held.send(&output), Ok((Sent::All, 100_000))));
-        drop(client);
-        while !held.is_taken() {
-            assert!(Instant::now() < deadline, "the client is gone");
-        }
-    }
-
-    #[test]
-    fn to_ask_leaves_the_kernel_as_much_room_as_it_had() {
-        let (connection, _client) = tight();
-        let held = connection.hold();
-        let room = || SockRef::from(held.stream()).send_buffer_size().expect("a socket option");
-        SockRef::from(held.stream()).set_send_buffer_size(20_000).expect("a socket option");
-        let before = room();
-        assert!(held.is_taken() && held.is_taken());
-        assert_eq!(room(), before);
+        assert!(connection.has_taken_some(held.delivery()));
+        connection.watch_output(held.delivery(), 6);
+        assert!(!connection.has_taken_some(held.delivery()), "nothing since");
+        connection.output_taken();
+        assert_eq!(connection.blocked_ns(), None);
     }
 
     #[test]
@@ -295,8 +290,8 @@ mod tests {
         client.write_all(b"a").expect("sent");
         comes();
         let mut buffer = Vec::with_capacity(10);
-        assert!(matches!(held.read(&mut buffer), Ok(1)), "to look has taken nothing");
-        assert!(!held.has_input(), "it has been read");
+        assert!(matches!(held.read(&mut buffer), Ok(1)), "the look took nothing");
+        assert!(!held.has_input(), "the byte has been read");
         drop(client);
         comes();
         assert!(matches!(held.read(&mut buffer), Ok(0)), "the end");

@@ -120,6 +120,11 @@ impl Door {
         self.listener.is_some()
     }
 
+    /// The listener, while the door is open.
+    pub(crate) fn listener(&self) -> Option<&TcpListener> {
+        self.listener.as_ref()
+    }
+
     /// Whether descriptors ran out and have not come back.
     pub(crate) fn is_starved(&self) -> bool {
         self.ballast.is_dropped()

@@ -1,17 +1,17 @@
-//! Who may touch a connection: the state machine between the reactor and the workers.
+//! The state machine between the reactor and the workers: it says which thread may touch a connection.
 //!
 //! A connection is in one of these states, held in one atomic:
 //!
-//! | state | who holds the connection | where it stands |
+//! | state | holder of the connection | what the connection does |
 //! | --- | --- | --- |
-//! | parked | nobody; the reactor may claim it | waits for the client to send |
-//! | parked-for-write | nobody; the reactor may claim it | waits for the client to read |
-//! | queued | nobody | in the pool's queue, exactly once |
-//! | active | a worker | being served |
-//! | again | a worker | being served, and became ready meanwhile |
-//! | closing | the reactor | our side is shut down; what the client still sends is discarded |
-//! | cut | whoever held it when it was cut | must be closed without another word |
-//! | closed | nobody, for good | the socket is gone |
+//! | parked | none; the reactor may claim it | waits for the client to send |
+//! | parked-for-write | none; the reactor may claim it | waits for the client to read |
+//! | queued | none | waits in the pool's queue, exactly once |
+//! | active | a worker | is served |
+//! | again | a worker | is served, and became ready meanwhile |
+//! | closing | the reactor | the server's side is shut down; the client's input is discarded |
+//! | cut | the thread that held it when it was cut | must be closed without sending more |
+//! | closed | none, for good | the socket is closed |
 //!
 //! ```text
 //!               ready                 begin                 finish
@@ -27,27 +27,30 @@
 //! # Why no wake-up is lost
 //!
 //! Readiness is edge-triggered: the kernel reports a change once, to the reactor, which calls
-//! [`Gate::ready`]. The claim is that after every report a worker looks at the socket. Take the report's
-//! read-modify-write and what it found:
+//! [`Gate::ready`]. The claim is that after every report a worker looks at the socket. The argument goes by the
+//! state that the report's read-modify-write finds:
 //!
-//! 1. *parked*, and the report tells of input: the connection becomes queued; the reactor submits it, and the
+//! 1. *parked*, and the report tells of input: the connection becomes queued. The reactor submits it, and the
 //!    worker that takes it looks.
-//! 2. *queued*: a worker will take it and look. The read-modify-write is a Release, and `begin` an Acquire on
-//!    the same atomic after it, so the look comes after the report, and so after the data.
-//! 3. *active*: it becomes `again`. The worker leaves that state only through `park`, which finds `again` and
-//!    sends it to look once more, or through `requeue`, after which a worker looks, or by closing.
+//! 2. *queued*: a worker will take it and look. The read-modify-write is a Release, and `begin` is a later Acquire on
+//!    the same atomic. So the look comes after the report, and after the data.
+//! 3. *active*: it becomes `again`. The worker can leave that state in three ways. `park` finds `again` and
+//!    sends the worker to look once more. After `requeue` a worker looks. Or the connection is closed.
 //! 4. *again*: as 3; the look that is owed has not begun.
-//! 5. *parked*, and the report says only that output would be taken, as it does once for every new
-//!    connection: no look is owed, and silence makes no job.
-//! 6. *parked-for-write*, and the report says nothing of writability: no look is owed. The socket took no
-//!    more output, so the kernel will report when it does, and the worker that then flushes goes on to read
+//! 5. *parked*, and the report tells only of writability, as it does once for every new
+//!    connection: no look is owed, and a silent client makes no job.
+//! 6. *parked-for-write*, and the report does not tell of writability: no look is owed. The socket took no
+//!    more output, so the kernel will report when it does. The worker that then flushes goes on to read
 //!    until it finds nothing.
 //!
-//! A worker that stops after a *short read*, without reading until "would block", relies on one more fact:
-//! whatever arrives after that read is a new change, and is reported. The end of the stream may have arrived
-//! before the read and been reported with the data in one event, and a read also stops short at urgent data,
-//! so an event that tells of either raises [`Gate::read_on`] first, and a worker that sees it reads on until
-//! nothing comes.
+//! A worker may stop after a *short read*, without reading until "would block". It relies on one more fact:
+//! data that arrives after that read is a new change, and is reported. Two cases need care. The end of the stream may
+//! have arrived before the read, reported in one event with the data. A read also stops short at urgent data.
+//! An event that tells of either raises [`Gate::read_on`] before the state changes, and a worker that sees it reads
+//! until nothing comes.
+//!
+//! A *reset* is reported too. It raises [`Gate::is_reset`] in the same way, so a worker that takes the connection from
+//! the queue afterwards does not run the service for a client that is gone.
 //!
 //! `model`, below, checks all this over every interleaving with loom; `tests/run` runs it.
 
@@ -62,13 +65,15 @@ const CLOSING: u8 = 5;
 const CUT: u8 = 6;
 const CLOSED: u8 = 7;
 
-/// The state of one connection. Every method says who may call it.
+/// The state of one connection. Every method names its callers.
 #[derive(Debug)]
 pub(crate) struct Gate {
     state: AtomicU8,
-    /// See [`Readiness::read_on`]. Raised by the reactor before the state changes, never lowered; read by
-    /// workers that hold the connection.
+    /// See [`Readiness::read_on`]. The reactor raises it before the state changes and never lowers it. Workers that
+    /// hold the connection read it.
     read_on: AtomicBool,
+    /// See [`Readiness::reset`]. Written and read as `read_on`.
+    reset: AtomicBool,
 }
 
 /// What the kernel reported of a socket.
@@ -76,11 +81,13 @@ pub(crate) struct Gate {
 pub(crate) struct Readiness {
     /// There is something to read: bytes, the end of the stream, or an error.
     pub(crate) input: bool,
-    /// It takes output, or will take none ever again: in both cases a flush has something to learn.
+    /// The socket takes output, or will never take output again. In both cases a flush finds out.
     pub(crate) writable: bool,
     /// A short read no longer means that the socket is empty: the end of the stream, an error or urgent data
-    /// stands behind what is read first.
+    /// follows the bytes that are read first.
     pub(crate) read_on: bool,
+    /// The connection has failed, as a rule by the client's reset: nothing more can be sent.
+    pub(crate) reset: bool,
 }
 
 /// What a readiness report asks of the reactor.
@@ -88,9 +95,9 @@ pub(crate) struct Readiness {
 pub(crate) enum Ready {
     /// Submit the connection to the pool.
     Submit,
-    /// Nothing: someone will look, or no look is owed.
+    /// Nothing: a worker will look, or no look is owed.
     Noted,
-    /// The reactor holds it; see to the end of the stream.
+    /// The reactor holds the connection, half-closed: discard its input and look for its end.
     Linger,
 }
 
@@ -99,47 +106,50 @@ pub(crate) enum Ready {
 pub(crate) enum Park {
     /// The worker no longer holds the connection.
     Parked,
-    /// It became ready meanwhile: the worker still holds it, and must look again.
+    /// The connection became ready meanwhile: the worker still holds it, and must look again.
     Again,
-    /// It was cut: the worker still holds it, and must close it.
+    /// The connection was cut: the worker still holds it, and must close it.
     Cut,
 }
 
-/// Who closes a connection that was cut.
+/// Which thread closes a connection that was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Cut {
     /// The caller, now.
     Caller,
-    /// The worker that holds it, when it is done with its job.
+    /// The worker that holds it, at the end of its job.
     Worker,
     /// It is closed already.
     Nobody,
 }
 
-/// Where a connection stands, for whoever only looks.
+/// The state of a connection, as far as a thread that does not hold it may know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     /// Parked, of either kind: [`Gate::claim`] may succeed.
     Parked,
     /// In the queue or with a worker.
     Busy,
-    /// The reactor lingers on it.
+    /// Half-closed, and held by the reactor.
     Closing,
-    /// The socket is gone.
+    /// The socket is closed.
     Closed,
 }
 
 impl Gate {
     /// A connection that waits for its client to send.
     pub(crate) fn new() -> Self {
-        Gate { state: AtomicU8::new(PARKED), read_on: AtomicBool::new(false) }
+        Gate { state: AtomicU8::new(PARKED), read_on: AtomicBool::new(false), reset: AtomicBool::new(false) }
     }
 
     /// Reactor: the kernel reported readiness.
     pub(crate) fn ready(&self, report: Readiness) -> Ready {
+        // The Release below, which every path executes, makes both visible.
         if report.read_on {
-            // Made visible by the Release below, which every path executes.
             self.read_on.store(true, Ordering::Relaxed);
+        }
+        if report.reset {
+            self.reset.store(true, Ordering::Relaxed);
         }
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
@@ -148,7 +158,7 @@ impl Gate {
                 PARKED_FOR_WRITE if report.writable => (QUEUED, Ready::Submit),
                 ACTIVE => (AGAIN, Ready::Noted),
                 CLOSING => (CLOSING, Ready::Linger),
-                // A state that stays is written again all the same: the worker's next step then acquires this
+                // A state that stays is written again all the same, so that the worker's next step acquires this
                 // report.
                 same => (same, Ready::Noted),
             };
@@ -159,10 +169,14 @@ impl Gate {
         }
     }
 
-    /// Whether to read until nothing comes, because a short read proves nothing. Worker, holding the
-    /// connection.
+    /// Worker, holding the connection: whether to read until nothing comes, because a short read proves nothing.
     pub(crate) fn read_on(&self) -> bool {
         self.read_on.load(Ordering::Relaxed)
+    }
+
+    /// Worker, holding the connection: whether the kernel has reported that the connection failed.
+    pub(crate) fn is_reset(&self) -> bool {
+        self.reset.load(Ordering::Relaxed)
     }
 
     /// Worker: takes the connection from the queue. `false`: it was cut while it waited, and is closed.
@@ -171,7 +185,7 @@ impl Gate {
     }
 
     /// Worker: lets go of the connection until the client sends, or with `for_write` until it reads.
-    /// Everything the worker wrote to the connection is visible to whoever holds it next.
+    /// Everything the worker wrote to the connection is visible to its next holder.
     pub(crate) fn park(&self, for_write: bool) -> Park {
         let parked = if for_write { PARKED_FOR_WRITE } else { PARKED };
         match self.state.compare_exchange(ACTIVE, parked, Ordering::AcqRel, Ordering::Acquire) {
@@ -215,12 +229,12 @@ impl Gate {
         })
     }
 
-    /// Reactor, holding a claimed connection: thinks better of it. The caller submits it to the pool.
+    /// Reactor, holding a claimed connection: puts it back into the queue. The caller submits it to the pool.
     pub(crate) fn release_to_queue(&self) {
         self.state.store(QUEUED, Ordering::Release);
     }
 
-    /// Reactor: the connection must end now, whoever holds it.
+    /// Reactor: the connection must end now, whichever thread holds it.
     pub(crate) fn cut(&self) -> Cut {
         match self.state.swap(CUT, Ordering::AcqRel) {
             ACTIVE | AGAIN => Cut::Worker,
@@ -228,18 +242,18 @@ impl Gate {
                 self.state.store(CLOSED, Ordering::Release);
                 Cut::Nobody
             }
-            // Cut before: the worker that had it then still has it.
+            // Cut before: the worker that held it then still holds it.
             CUT => Cut::Worker,
             _ => Cut::Caller,
         }
     }
 
-    /// Whoever holds the connection: its socket is gone.
+    /// Holder of the connection: its socket is closed.
     pub(crate) fn finish(&self) {
         self.state.store(CLOSED, Ordering::Release);
     }
 
-    /// Where the connection stands at this instant.
+    /// The connection's state at this instant.
     pub(crate) fn standing(&self) -> Standing {
         match self.state.load(Ordering::Acquire) {
             PARKED | PARKED_FOR_WRITE => Standing::Parked,
@@ -254,8 +268,9 @@ impl Gate {
 mod tests {
     use super::*;
 
-    const INPUT: Readiness = Readiness { input: true, writable: false, read_on: false };
-    const WRITABLE: Readiness = Readiness { input: false, writable: true, read_on: false };
+    const SILENT: Readiness = Readiness { input: false, writable: false, read_on: false, reset: false };
+    const INPUT: Readiness = Readiness { input: true, ..SILENT };
+    const WRITABLE: Readiness = Readiness { writable: true, ..SILENT };
 
     #[test]
     fn a_ready_connection_is_queued_once() {
@@ -301,9 +316,19 @@ mod tests {
             let gate = Gate::new();
             gate.ready(INPUT);
             assert!(gate.begin());
-            gate.ready(Readiness { input: true, writable, read_on: true });
+            gate.ready(Readiness { writable, read_on: true, ..INPUT });
             assert!(gate.read_on());
+            assert!(!gate.is_reset(), "an end is no reset");
         }
+    }
+
+    #[test]
+    fn a_reset_in_the_queue_is_seen_by_the_worker_that_begins() {
+        let gate = Gate::new();
+        gate.ready(INPUT);
+        assert_eq!(gate.ready(Readiness { reset: true, read_on: true, ..INPUT }), Ready::Noted);
+        assert!(gate.begin());
+        assert!(gate.is_reset());
     }
 
     #[test]
@@ -327,7 +352,7 @@ mod tests {
         gate.ready(INPUT);
         assert!(gate.begin());
         assert_eq!(gate.cut(), Cut::Worker);
-        assert_eq!(gate.cut(), Cut::Worker, "it still has it");
+        assert_eq!(gate.cut(), Cut::Worker, "the worker still holds it");
         assert_eq!(gate.park(false), Park::Cut);
         assert!(!gate.requeue());
         assert!(!gate.linger());
@@ -382,7 +407,7 @@ mod model {
         /// The client sends, then the kernel reports it to the reactor.
         fn arrive(&self, what: usize) {
             self.socket.fetch_add(what, Ordering::Relaxed);
-            self.report(Readiness { input: true, writable: false, read_on: what & END != 0 });
+            self.report(Readiness { input: true, read_on: what & END != 0, ..Readiness::default() });
         }
 
         fn report(&self, report: Readiness) {
@@ -399,7 +424,7 @@ mod model {
             self.queued.compare_exchange(1, 0, Ordering::SeqCst, Ordering::SeqCst).is_ok()
         }
 
-        /// A worker that finds the queue empty ends: what matters is that no look is owed when all have.
+        /// A worker that finds the queue empty ends. No look may be owed when all workers have ended.
         fn work(&self) {
             while self.take() && self.gate.begin() {
                 loop {
@@ -458,6 +483,28 @@ mod model {
         });
     }
 
+    /// A reset is reported while the connection is with a worker: the worker sees it before it looks again.
+    #[test]
+    fn a_worker_that_is_sent_to_look_again_sees_the_reset() {
+        loom::model(|| {
+            let world = World::new();
+            world.arrive(1);
+            let worker = {
+                let world = Arc::clone(&world);
+                thread::spawn(move || {
+                    while world.take() && world.gate.begin() {
+                        while world.gate.park(false) == Park::Again {
+                            assert!(world.gate.is_reset(), "no other report can have come");
+                        }
+                    }
+                })
+            };
+            world.report(Readiness { input: true, read_on: true, reset: true, ..Readiness::default() });
+            worker.join().expect("the worker");
+            assert!(world.gate.is_reset());
+        });
+    }
+
     #[test]
     fn output_that_waits_is_flushed_when_the_socket_takes_it() {
         loom::model(|| {
@@ -485,7 +532,7 @@ mod model {
             };
             let thread = thread::spawn(worker.clone());
             writable.store(true, Ordering::Relaxed);
-            world.report(Readiness { input: false, writable: true, read_on: false });
+            world.report(Readiness { writable: true, ..Readiness::default() });
             thread.join().expect("the worker");
             worker();
             assert!(flushed.load(Ordering::Relaxed));
@@ -568,16 +615,16 @@ mod model {
                 closed.fetch_add(1, Ordering::SeqCst);
                 world.gate.finish();
             }
-            assert_ne!(world.gate.cut(), Cut::Caller, "nobody is asked to close it twice");
+            assert_ne!(world.gate.cut(), Cut::Caller, "no thread is asked to close it twice");
             worker.join().expect("the worker");
-            assert!(!world.take() || !world.gate.begin(), "it is left in the queue, and nobody serves it");
+            assert!(!world.take() || !world.gate.begin(), "it stays in the queue, and no worker serves it");
             assert_eq!(closed.load(Ordering::SeqCst), 1);
         });
     }
 
     /// The connection's own data needs no other order than the gate's.
     #[test]
-    fn whoever_holds_a_connection_next_sees_what_was_done_to_it() {
+    fn the_next_holder_of_a_connection_sees_what_the_last_one_did_to_it() {
         for lingers in [false, true] {
             loom::model(move || {
                 let world = World::new();

@@ -140,8 +140,10 @@ pub(crate) struct Ledger {
     pub(crate) accepted: Counter,
     rejected: [Counter; REFUSALS.len()],
     accept_errors: [Counter; ACCEPT_FAILURES.len()],
-    /// Connections the reactor lingers on. Written by the reactor.
+    /// Half-closed connections that the reactor waits for. Written by the reactor.
     pub(crate) closing: AtomicU64,
+    /// Bytes that arrived after an idle connection was half-closed. Written by the reactor.
+    pub(crate) late: Counter,
 }
 
 /// What a server had done when it was asked.
@@ -150,6 +152,7 @@ pub(crate) struct Totals {
     pub(crate) accepted: u64,
     pub(crate) received: u64,
     pub(crate) sent: u64,
+    pub(crate) late: u64,
     closed: [u64; Reason::ALL.len()],
     duration: Reading<{ LIFETIME_BOUNDS_NS.len() }>,
     first_byte: Reading<{ LATENCY_BOUNDS_NS.len() }>,
@@ -193,6 +196,7 @@ impl Ledger {
             rejected: Default::default(),
             accept_errors: Default::default(),
             closing: AtomicU64::new(0),
+            late: Counter::default(),
         }
     }
 
@@ -237,6 +241,7 @@ impl Ledger {
             accepted: self.accepted.get(),
             received: 0,
             sent: 0,
+            late: self.late.get(),
             closed: [0; Reason::ALL.len()],
             duration: Reading::new(&LIFETIME_BOUNDS_NS),
             first_byte: Reading::new(&LATENCY_BOUNDS_NS),
@@ -330,6 +335,12 @@ impl Source for ServerMetrics {
             "Bytes sent to clients. Behind received_bytes_total, clients read more slowly than they send.",
             &[],
             totals.sent,
+        );
+        page.counter(
+            "millpond_late_bytes_total",
+            "Bytes that came after the server had half-closed their connection as idle, in a drain or by the idle timeout. They were discarded; their client has to send them again on a new connection.",
+            &[],
+            totals.late,
         );
         for (kind, count) in ledger.failed_accepts() {
             page.counter(

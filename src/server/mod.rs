@@ -32,13 +32,17 @@
 //! lost.
 
 mod buffers;
+mod closing;
 mod connection;
 mod descriptors;
 mod door;
+mod drain;
 mod gate;
 mod kernel;
 mod metrics;
 mod reactor;
+mod reaper;
+mod report;
 mod service;
 mod status;
 mod stint;
@@ -61,7 +65,8 @@ pub use self::door::Overload;
 use self::door::{Ballast, Door, Holder};
 use self::metrics::{Cell, Ledger, Reason, ServerMetrics};
 use self::reactor::Reactor;
-pub use self::reactor::Report;
+use self::reaper::Reaper;
+pub use self::report::Report;
 pub use self::service::{Echo, Laboured, Next, Service};
 use self::turn::{Attendant, Job};
 use crate::clock::Clock;
@@ -175,8 +180,11 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Closes a connection whose client has taken none of the output that waits for it for this long. Unless
-    /// set, 30 seconds.
+    /// Closes a connection whose client has output to take and whose system has acknowledged none of it for this long.
+    /// Unless set, 30 seconds; at least 250 ms, because an acknowledgement takes a round trip.
+    ///
+    /// A client's system acknowledges in steps when the client reads slowly: up to some tens of kilobytes on a network,
+    /// and half a megabyte on the loopback interface. A client that needs longer for such a step is closed.
     #[must_use]
     pub fn write_timeout(mut self, timeout: Duration) -> Self {
         self.settings.limits.write = timeout;
@@ -445,13 +453,17 @@ impl<S: Service> Server<S> {
         };
         let pool: Workers<Job<S>> = Workers::start(pool, attendant).map_err(ServerError::Pool)?;
         let handle = ServerHandle { core: Arc::clone(&core), pool: pool.meter() };
-        let reactor = Reactor::new(bound, service, pool).map_err(ServerError::Setup)?;
+        let reaper = Reaper::start(&name, Arc::clone(&core)).map_err(ServerError::Thread)?;
+        let mut reactor = Reactor::new(bound, service, pool, reaper).map_err(ServerError::Setup)?;
         let (report, outcome) = bounded(1);
         std::thread::Builder::new()
             .name(format!("mill-{name}"))
             .spawn(move || {
-                // Were the reactor to panic, `report` is dropped unsent, and whoever waits is told.
-                let _ = report.send(reactor.run());
+                // If the reactor panics, `report` is dropped unsent, and `wait` returns `None`.
+                let ended = reactor.run();
+                // It may hold the last reference to the service, whose destructor may panic.
+                pool::quietly(|| drop(reactor));
+                let _ = report.send(ended);
             })
             .map_err(ServerError::Thread)?;
         Ok(Running { handle, outcome, address })
@@ -691,13 +703,17 @@ const AT_EASE: u8 = 0;
 const FULL: u8 = 1;
 const STARVED: u8 = 2;
 
-/// What a worker tells the reactor: the connection's slot and serial number, and what became of it.
+/// A message to the reactor about a connection, which its slot and its serial number name.
 #[derive(Clone, Copy, Debug)]
 enum Note {
-    /// The socket is closed; the slot is free.
+    /// From a worker: the socket is closed, and the slot is free.
     Closed(usize, u64),
-    /// Our side is shut down; the client's end is to be awaited.
+    /// From a worker: the connection is half-closed. The reactor waits for its output and for the client's end.
     Linger(usize, u64),
+    /// From a worker: the kernel had no memory for output. The reactor has the worker's try repeated.
+    Retry(usize, u64),
+    /// From the thread that drops sessions: one is dropped.
+    Dropped,
 }
 
 /// What the reactor, the workers and the handles of one server share.
@@ -712,8 +728,8 @@ struct Core {
     limits: Limits,
     overload: Overload,
     waker: mio::Waker,
-    /// To the reactor. It has no bound of its own and needs none: a connection sends two notes at most, and
-    /// its slot is not used again until the reactor has read them.
+    /// To the reactor. It has no bound of its own and needs none. A connection sends one note a turn, and is queued
+    /// again only by the reactor, which reads all notes first; its slot is not used again before that.
     notes: Sender<Note>,
     /// The reactor sleeps and wants to be woken for any note. Written by the reactor.
     wants_notes: AtomicBool,
@@ -727,31 +743,37 @@ struct Core {
 
 impl Core {
     /// Closes a connection and counts it in `cell`, which belongs to the calling thread. Only for the holder
-    /// of the gate.
-    fn close<Session>(&self, connection: &Connection<Session>, reason: Reason, cell: &Cell, now_ns: u64) {
-        // The guard is let go before the session, whose destructor is not ours, is dropped.
+    /// of the gate. Returns the session, whose destructor is the service's code and may block or panic.
+    fn close<Session>(
+        &self,
+        connection: &Connection<Session>,
+        reason: Reason,
+        cell: &Cell,
+        now_ns: u64,
+    ) -> Option<Session> {
         let session = connection.hold().close();
-        if let Some(session) = session {
+        if session.is_some() {
             let lived_ns = now_ns.saturating_sub(connection.accepted_ns);
             cell.closed(reason, lived_ns);
             let lived = Duration::from_nanos(lived_ns);
             tracing::debug!(peer = %connection.peer, reason = reason.as_str(), ?lived, "closed");
-            pool::quietly(|| drop(session));
         }
         connection.gate.finish();
+        session
     }
 
-    /// Tells the reactor, and wakes it if it has to act on the note: always for one to linger on, and for one
-    /// that is closed when it waits for room or for the last to go. Otherwise it reads the note whenever it
-    /// next comes round.
+    /// Sends the reactor a note, and wakes it if it has to act on the note. A note on a connection to linger on or to
+    /// try again always wakes it. Other notes wake it when it waits for room, or for the last connection of a drain.
+    /// Otherwise it reads them whenever it next comes round.
     ///
     /// The note is sent before the flag is read, and the reactor raises the flag before it looks for notes a
-    /// last time and sleeps; with the fences, one of them sees the other.
+    /// last time and sleeps. With the fences, one of the two sees the other.
     fn notify(&self, note: Note) {
-        // The reactor lives as long as the server; when it is gone, so are the connections.
+        // The reactor lives as long as the server. When it is gone, so are the connections.
         let _ = self.notes.send(note);
         fence(Ordering::SeqCst);
-        if matches!(note, Note::Linger(..)) || self.wants_notes.load(Ordering::Relaxed) {
+        let urgent = matches!(note, Note::Linger(..) | Note::Retry(..));
+        if urgent || self.wants_notes.load(Ordering::Relaxed) {
             self.wake();
         }
     }

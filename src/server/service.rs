@@ -1,4 +1,4 @@
-//! What a server does with what its clients send.
+//! The service: what a server does with the bytes that its clients send.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 /// A conversation's logic: bytes in, bytes out.
 ///
 /// The server owns everything else: sockets, limits, timeouts, workers, metrics and the drain. One value
-/// serves all connections, from all workers at once; what belongs to one conversation lives in its
+/// serves all connections, from all workers at once. The state of one conversation lives in its
 /// [`Session`](Service::Session).
 ///
 /// ```
@@ -45,43 +45,55 @@ use std::time::Duration;
 /// # assert_eq!(session, b"fo");
 /// ```
 pub trait Service: Send + Sync + 'static {
-    /// What is kept for one connection between its messages.
+    /// The state of one connection between its messages.
+    ///
+    /// Its destructor may block: it runs on the worker that closes the connection, or on a thread that only drops
+    /// sessions. Until it has run, the connection's place counts against
+    /// [`max_connections`](crate::ServerBuilder::max_connections).
     type Session: Send + 'static;
 
     /// Called when a connection is accepted, on the reactor's thread: it must not block.
     fn open(&self, peer: SocketAddr) -> Self::Session;
 
-    /// Takes what the client sent and leaves in its place what the client gets.
+    /// Takes the bytes that the client sent, and leaves the client's answer in their place.
     ///
-    /// `bytes` holds one read from the connection, at least one byte and usually no more than 64 KiB; where
-    /// messages begin and end is the service's to find out. What it holds at the return is sent. The
-    /// connection is read again only when that has been handed to the kernel in full, so the memory a client
-    /// can make the server hold is what one call leaves behind.
+    /// `bytes` holds one read from the connection, at least one byte and usually no more than 64 KiB. It is empty if the
+    /// last call returned [`Next::More`]. The service finds out by itself where messages begin and end. What `bytes`
+    /// holds at the return is sent. The connection is read again only when the kernel has taken all of that. So the
+    /// memory that a client can make the server hold is what one call leaves behind: a service whose answer may be much
+    /// longer than its input gives it in parts, with [`Next::More`].
     ///
-    /// It runs on a worker and may block, unless [`may_block`](Service::may_block) denies it: others wait for a
-    /// worker then, and the metrics show it. Calls for one connection never overlap. A panic closes the
-    /// connection, with reason `panicked`, and harms nothing else.
+    /// It runs on a worker and may block, unless [`may_block`](Service::may_block) denies it. While it blocks, other
+    /// connections wait for a worker, and the metrics show it. Calls for one connection never overlap. If it panics, its
+    /// connection is closed with reason `panicked`, and nothing else is affected.
     fn serve(&self, session: &mut Self::Session, bytes: &mut Vec<u8>) -> Next;
 
     /// Whether [`serve`](Service::serve) may ever block, or take longer than some microseconds. Asked once, at the start.
     ///
-    /// It may, unless a service says otherwise. One that never does is served faster: the reactor, as one of the workers,
-    /// serves a connection itself rather than wake another. If such a service blocks all the same, it holds up everybody.
+    /// Unless a service says otherwise, it may. A service that never blocks is served faster: the reactor counts as one
+    /// of the workers, and serves a connection itself rather than wake another thread. If such a service blocks all the
+    /// same, every connection waits.
     fn may_block(&self) -> bool {
         true
     }
 }
 
-/// What becomes of a connection after a message.
+/// What happens to a connection after a call of [`Service::serve`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// Wait for the client to send more.
+    /// Waits for the client to send more.
     KeepOpen,
-    /// Close once everything has been sent. What the client still sends is discarded.
+    /// Sends this part of the answer, and calls the service again with empty `bytes` when the kernel has taken all of
+    /// it. Nothing is read from the client before. The service keeps the input that it has not answered in its session.
+    ///
+    /// A part of some tens of kilobytes is a good size: each costs a call and a system call. Between two parts, other
+    /// connections that wait get their turn. A service that returns `More` for ever is called for ever.
+    More,
+    /// Closes the connection once the client has taken all output. Input that the client still sends is discarded.
     Close,
 }
 
-/// Sends back what it gets.
+/// Sends back the bytes that it gets.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Echo;
 
@@ -99,9 +111,9 @@ impl Service for Echo {
     }
 }
 
-/// A service with simulated work before each message: it holds its worker for a while.
+/// A service with simulated work before each message: it holds its worker for a set time.
 ///
-/// It makes saturation on purpose, to try dashboards, alerts and autoscaling.
+/// Use it to saturate a pool on purpose, to try dashboards, alerts and autoscaling.
 #[derive(Clone, Copy, Debug)]
 pub struct Laboured<S> {
     service: S,
@@ -123,7 +135,8 @@ impl<S: Service> Service for Laboured<S> {
     }
 
     fn serve(&self, session: &mut S::Session, bytes: &mut Vec<u8>) -> Next {
-        if !self.work.is_zero() {
+        // Without bytes the service goes on with a message whose work is done.
+        if !self.work.is_zero() && !bytes.is_empty() {
             std::thread::sleep(self.work);
         }
         self.service.serve(session, bytes)

@@ -1,13 +1,17 @@
-//! What a worker does with a connection that is ready.
+//! A turn: what a worker does with a connection that is ready.
 //!
-//! A *turn* is one job of the pool: send what is owed, then read, serve and send until the client has nothing
-//! more to read, or takes no more output, or the turn has had its share. The socket never blocks a worker;
-//! only the service may.
+//! A *turn* is one job of the pool. The worker sends the output that was kept, then reads, serves and sends. The turn
+//! ends when nothing is left to read, when the client takes no more output, or when the turn has had its share. The
+//! socket never blocks a worker; only the service may.
 //!
-//! Guarantees: input is read only when all earlier output is with the kernel, so a connection holds at most
-//! what one call to the service leaves behind. While others wait, a turn ends after one full buffer, or as
-//! soon as the socket was found empty once; with nobody waiting it goes on to [`TURN_BUDGET`] or
-//! [`TURN_TIME`], so that no turn looks like a stuck one.
+//! Guarantees:
+//!
+//! - Input is read only when the kernel has all earlier output. So a connection holds at most what one call of the
+//!   service leaves behind.
+//! - While other connections wait, a turn ends after one full buffer of input or one call's output, or as soon as the
+//!   socket was found empty once. If none waits, it goes on to [`TURN_BUDGET`] or [`TURN_TIME`], so that no turn looks
+//!   like a stuck worker.
+//! - The service is not called for a client whose reset was reported before the call.
 
 use std::any::Any;
 use std::io;
@@ -25,13 +29,13 @@ use super::service::{Next, Service};
 use super::stint::Served;
 use super::{Core, Note};
 use crate::clock::later;
-use crate::pool::{self, Handler, Outcome, Turn, panic_message};
+use crate::pool::{self, Handler, Outcome, Turn, panic_message, quietly};
 
-/// Bytes after which a turn ends though nobody waits: a few hundred microseconds of copying.
+/// Bytes after which a turn ends although no other connection waits: a few hundred microseconds of copying.
 const TURN_BUDGET: usize = 1024 * 1024;
 
-/// Time after which a turn ends, between two messages, though nobody waits. With the budget it keeps a
-/// talkative connection from looking like a stuck worker.
+/// Time after which a turn ends, between two messages, although no other connection waits. With the budget it keeps a
+/// busy connection from looking like a stuck worker.
 const TURN_TIME: Duration = Duration::from_millis(10);
 
 /// The job of a server's pool.
@@ -43,13 +47,13 @@ impl<Session: Send + 'static> pool::Job for Arc<Connection<Session>> {
     }
 }
 
-/// A worker of a server: owns its cell, and a buffer while it is awake.
+/// A worker of a server. It owns its cell, and a buffer while it is awake.
 pub(crate) struct Attendant<S> {
     core: Arc<Core>,
     service: Arc<S>,
     number: usize,
     buffer: Option<Vec<u8>>,
-    /// Bytes after which a turn ends though nobody waits.
+    /// Bytes after which a turn ends although no other connection waits.
     budget: usize,
 }
 
@@ -59,11 +63,13 @@ enum Stop {
     Idle,
     /// The client takes no more output.
     Blocked,
-    /// The turn has had its share, and there may be more to read.
+    /// The kernel has no memory for output.
+    OutOfMemory,
+    /// The turn has had its share, and there may be more to do.
     Share,
-    /// Nothing is left to send or to be read.
+    /// The client has taken all output, and nothing is left to read. Or the connection has failed.
     Over(Reason),
-    /// Nothing is left to send, but the client may still be sending.
+    /// The kernel has all output, but the client may not have taken it, or may still be sending.
     HalfClose(Reason),
     /// The service panicked.
     Panic(Box<dyn Any + Send>),
@@ -90,19 +96,26 @@ impl<S: Service> Handler<Job<S>> for Attendant<S> {
             let parked = match stop {
                 Stop::Idle => connection.gate.park(false),
                 Stop::Blocked => connection.gate.park(true),
+                Stop::OutOfMemory => {
+                    let parked = connection.gate.park(true);
+                    if parked == Park::Parked {
+                        self.core.notify(Note::Retry(connection.slot, connection.serial));
+                    }
+                    parked
+                }
                 Stop::Share => return self.requeue(connection, turn),
                 Stop::Over(reason) => return self.close(&connection, reason, turn.now_ns()),
                 Stop::HalfClose(reason) => return self.half_close(&connection, reason, turn.now_ns()),
                 Stop::Panic(payload) => {
                     self.half_close(&connection, Reason::Panicked, turn.now_ns());
-                    // On to the pool, which counts it; the hook has run and does not run again.
+                    // The pool counts the panic. The panic hook has run, and does not run again.
                     resume_unwind(payload);
                 }
             };
             match parked {
                 Park::Parked => return,
                 Park::Cut => return self.close(&connection, Reason::Aborted, turn.now_ns()),
-                // What came meanwhile stands behind those who waited before it came.
+                // Other connections have waited for longer than the input that came meanwhile.
                 Park::Again if turn.others_wait() || is_long(turn, &clock) => {
                     return self.requeue(connection, turn);
                 }
@@ -118,8 +131,8 @@ impl<S: Service> Handler<Job<S>> for Attendant<S> {
     }
 }
 
-/// When the message now served became readable, as far as the server can tell: when the connection was
-/// queued, or the message before it was done.
+/// When the message now served became readable, as far as the server knows: when the connection was
+/// queued, or when the message before it was done.
 struct Stopwatch {
     since_ns: u64,
 }
@@ -129,7 +142,7 @@ impl<S: Service> Attendant<S> {
         Attendant { core, service, number, buffer: None, budget: TURN_BUDGET }
     }
 
-    /// The same for a thread that has other things to do: its turns end after one full buffer.
+    /// The same for the reactor's thread, which has other things to do: its turns end after one full buffer.
     pub(crate) fn in_passing(self) -> Self {
         Attendant { budget: buffers::READ_SIZE, ..self }
     }
@@ -138,7 +151,7 @@ impl<S: Service> Attendant<S> {
         &self.core.ledger.workers[self.number]
     }
 
-    /// Sends what is owed, then serves the connection until it stops.
+    /// Sends the output that was kept, then serves the connection until it stops.
     fn attend(
         &mut self,
         connection: &Job<S>,
@@ -146,6 +159,9 @@ impl<S: Service> Attendant<S> {
         clock: &mut Stopwatch,
         budget: &mut usize,
     ) -> Stop {
+        if connection.gate.is_reset() {
+            return Stop::Over(Reason::Error);
+        }
         let mut held = connection.hold();
         if held.owes() {
             match held.flush() {
@@ -153,16 +169,16 @@ impl<S: Service> Attendant<S> {
                 Ok((sent, bytes)) => {
                     self.cell().sent.add(bytes as u64);
                     clock.since_ns = turn.now_ns();
-                    if sent == Sent::Blocked {
+                    if let Some(stop) = stuck(sent) {
                         if bytes > 0 {
-                            connection.set_blocked(Some(clock.since_ns));
+                            connection.watch_output(held.delivery(), clock.since_ns);
                         }
-                        return Stop::Blocked;
+                        return stop;
                     }
-                    connection.set_blocked(None);
                 }
             }
         }
+        connection.output_taken();
         if let Some(reason) = held.ending {
             return Stop::HalfClose(reason);
         }
@@ -186,17 +202,25 @@ impl<S: Service> Attendant<S> {
         loop {
             buffer.clear();
             if !buffers::fits(buffer) {
-                // The service left another in its place.
+                // The service left another buffer in its place.
                 *buffer = self.core.buffers.take();
             }
             let room = buffer.capacity();
-            let received = match held.read(buffer) {
-                Ok(0) => return Stop::Over(Reason::Client),
-                Ok(received) => received,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Stop::Idle,
-                Err(error) => return failed(connection, "reading", &error),
-            };
-            cell.received.add(received as u64);
+            // A service that stopped halfway goes on before anything is read.
+            let goes_on = std::mem::take(&mut held.more);
+            let mut received = 0;
+            if !goes_on {
+                received = match held.read(buffer) {
+                    Ok(0) => return ended(held),
+                    Ok(received) => received,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Stop::Idle,
+                    Err(error) => return failed(connection, "reading", &error),
+                };
+                cell.received.add(received as u64);
+            }
+            if connection.gate.is_reset() {
+                return Stop::Over(Reason::Error);
+            }
 
             let session = held.session();
             let next = match catch_unwind(AssertUnwindSafe(|| self.service.serve(session, buffer))) {
@@ -213,27 +237,30 @@ impl<S: Service> Attendant<S> {
             };
             let now_ns = turn.now_ns();
             cell.sent.add(bytes as u64);
-            // A client that takes no more has had all that the server could do for it: its own delay is not
-            // counted.
-            cell.echo_latency.observe(now_ns.saturating_sub(clock.since_ns));
+            if !goes_on {
+                // Until the first part of the answer is sent. A slow reader's own delay is not counted.
+                cell.echo_latency.observe(now_ns.saturating_sub(clock.since_ns));
+            }
             clock.since_ns = now_ns;
             if held.silent && bytes > 0 {
                 held.silent = false;
                 cell.first_byte.observe(now_ns.saturating_sub(connection.accepted_ns));
             }
-            if next == Next::Close {
-                held.ending = Some(Reason::Service);
+            match next {
+                Next::KeepOpen => {}
+                Next::More => held.more = true,
+                Next::Close => held.ending = Some(Reason::Service),
             }
-            if sent == Sent::Blocked {
-                connection.set_blocked(Some(now_ns));
-                return Stop::Blocked;
+            if let Some(stop) = stuck(sent) {
+                connection.watch_output(held.delivery(), now_ns);
+                return stop;
             }
             if next == Next::Close {
                 return Stop::HalfClose(Reason::Service);
             }
-            *budget = budget.saturating_sub(received);
-            if received < room && !connection.gate.read_on() {
-                // A short read emptied the socket; what comes later is reported anew. See `gate`.
+            *budget = budget.saturating_sub(received.max(bytes));
+            if next == Next::KeepOpen && !goes_on && received < room && !connection.gate.read_on() {
+                // A short read emptied the socket, and input that comes later is reported. See `gate`.
                 return Stop::Idle;
             }
             if *budget == 0 || turn.others_wait() || is_long(turn, clock) {
@@ -251,14 +278,16 @@ impl<S: Service> Attendant<S> {
         }
     }
 
-    /// Closes a connection on which nothing is left to read.
+    /// Closes a connection that waits for nothing: its output was taken, or it has failed.
     fn close(&self, connection: &Job<S>, reason: Reason, now_ns: u64) {
-        self.core.close(connection, reason, self.cell(), now_ns);
+        let session = self.core.close(connection, reason, self.cell(), now_ns);
+        // Before the note, so that the connection's place is taken until its session is dropped.
+        quietly(|| drop(session));
         self.core.notify(Note::Closed(connection.slot, connection.serial));
     }
 
-    /// Ends our side, and leaves the client's to the reactor: closing a socket with unread input would reset
-    /// the connection and destroy what is still on its way to the client.
+    /// Half-closes a connection, and leaves the rest to the reactor. Closing a socket with unread input would reset
+    /// the connection and destroy the output that is on its way to the client.
     fn half_close(&self, connection: &Job<S>, reason: Reason, now_ns: u64) {
         {
             let mut held = connection.hold();
@@ -283,6 +312,20 @@ impl<S: Service> Attendant<S> {
 /// Whether the turn has lasted longer than it may.
 fn is_long<J>(turn: &Turn<'_, J>, clock: &Stopwatch) -> bool {
     clock.since_ns > later(turn.started_ns(), TURN_TIME)
+}
+
+/// Why a turn stops if the kernel did not take all output.
+fn stuck(sent: Sent) -> Option<Stop> {
+    match sent {
+        Sent::All => None,
+        Sent::Blocked => Some(Stop::Blocked),
+        Sent::OutOfMemory => Some(Stop::OutOfMemory),
+    }
+}
+
+/// The client has ended its side of the stream. It may still be reading.
+fn ended<Session>(held: &Held<Session>) -> Stop {
+    if held.delivery().pending { Stop::HalfClose(Reason::Client) } else { Stop::Over(Reason::Client) }
 }
 
 fn failed<Session>(connection: &Connection<Session>, doing: &str, error: &io::Error) -> Stop {
