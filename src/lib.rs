@@ -72,9 +72,9 @@ pub use self::pool::{
     Until, WithDeadline, as_completed, panic_message, wait,
 };
 pub use self::server::{
-    DEFAULT_BACKLOG, DEFAULT_CONNECTIONS_CAP, DEFAULT_SERVICE_STACK_SIZE, Echo, Laboured, Next, NotReady,
-    Overload, RESERVED_DESCRIPTORS, Report, Running, Server, ServerBuilder, ServerError, ServerHandle,
-    Service, raise_descriptor_limit,
+    DEFAULT_BACKLOG, DEFAULT_CONNECTIONS_CAP, DEFAULT_KEEPALIVE, DEFAULT_SERVICE_STACK_SIZE, Echo, Laboured,
+    Next, NotReady, Overload, RESERVED_DESCRIPTORS, Report, Running, Server, ServerBuilder, ServerError,
+    ServerHandle, Service, raise_descriptor_limit,
 };
 
 /// The metrics library, whose registries the pool, the server and the endpoint take.

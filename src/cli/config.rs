@@ -118,6 +118,14 @@ pub(crate) struct Config {
     #[arg(env = "MILLPOND_IDLE_TIMEOUT", hide_env_values = true, value_parser = duration)]
     pub(crate) idle_timeout: Duration,
 
+    /// Probe a client that is silent for this long, and close its connection when it has vanished; 0 is never
+    ///
+    /// The kernel sends five probes, a fifth of the time apart, so a vanished client is found after about twice the time.
+    /// It counts in seconds, and takes 1 s to 32767 s: a longer time means that.
+    #[arg(long, value_name = "DUR", default_value = "2m", help_heading = "Limits")]
+    #[arg(env = "MILLPOND_KEEPALIVE", hide_env_values = true, value_parser = duration)]
+    pub(crate) keepalive: Duration,
+
     /// Close a connection whose client reads nothing of what waits for it for this long
     #[arg(long, value_name = "DUR", default_value = "30s", help_heading = "Limits")]
     #[arg(env = "MILLPOND_WRITE_TIMEOUT", hide_env_values = true, value_parser = positive)]
@@ -304,6 +312,7 @@ mod tests {
             [config.idle_timeout, config.write_timeout, config.lame_duck, config.drain_timeout, config.work]
                 .map(|duration| duration.as_secs());
         assert_eq!(seconds, [300, 30, 0, 30, 0]);
+        assert_eq!(config.keepalive, millpond::DEFAULT_KEEPALIVE);
         assert_eq!((config.log, config.verbose, config.quiet), (LogFormat::Text, false, false));
     }
 
@@ -318,6 +327,7 @@ mod tests {
             ("--max-queue-wait", ["1ns", "365d"], ["0s", "366d"]),
             ("--write-timeout", ["1ms", "365d"], ["0s", "soon"]),
             ("--idle-timeout", ["0", "365d"], ["5", "366d"]),
+            ("--keepalive", ["0", "365d"], ["2", "366d"]),
             ("--drain-timeout", ["0s", "365d"], ["", "366d"]),
             ("--listen", ["[::1]:0", "0.0.0.0:65535"], ["localhost:1", "127.0.0.1"]),
             ("--overload", ["wait", "reject"], ["evict", "Wait"]),

@@ -23,7 +23,7 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) const ADDRESS: &str = "127.0.0.1:7";
 
 /// Flags of the server with a value. Each is named in what is said of its value.
-const SERVE_FLAGS: [&str; 12] = [
+const SERVE_FLAGS: [&str; 13] = [
     "--listen",
     "--metrics",
     "--backlog",
@@ -34,6 +34,7 @@ const SERVE_FLAGS: [&str; 12] = [
     "--max-queue-wait",
     "--overload",
     "--idle-timeout",
+    "--keepalive",
     "--drain-timeout",
     "--log",
 ];
@@ -71,7 +72,7 @@ pub(crate) fn check_serve(flags: &[OsString]) {
             assert!((64 * 1024..=1 << 30).contains(&config.stack_size), "{config:?}");
             assert!(config.max_connections.is_none_or(|most| (1..=10_000_000).contains(&most)), "{config:?}");
             assert!(config.work <= HOUR, "{config:?}");
-            let waits = [config.idle_timeout, config.lame_duck, config.drain_timeout];
+            let waits = [config.idle_timeout, config.keepalive, config.lame_duck, config.drain_timeout];
             assert!(waits.iter().all(|wait| *wait <= YEAR), "{config:?}");
             let positive = [Some(config.write_timeout), config.max_queue_wait];
             let above_zero = |wait: &Duration| !wait.is_zero() && *wait <= YEAR;
@@ -186,6 +187,7 @@ fn printed(config: &Config) -> Vec<OsString> {
         format!("--work={}", format_duration(config.work)),
         format!("--overload={}", overload.get_name()),
         format!("--idle-timeout={}", format_duration(config.idle_timeout)),
+        format!("--keepalive={}", format_duration(config.keepalive)),
         format!("--write-timeout={}", format_duration(config.write_timeout)),
         format!("--lame-duck={}", format_duration(config.lame_duck)),
         format!("--drain-timeout={}", format_duration(config.drain_timeout)),

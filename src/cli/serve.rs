@@ -47,6 +47,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         .overload(config.overload.into())
         .backlog(u32::try_from(config.backlog).unwrap_or(u32::MAX))
         .idle_timeout(Some(config.idle_timeout).filter(|timeout| !timeout.is_zero()))
+        .keepalive(Some(config.keepalive).filter(|time| !time.is_zero()))
         .write_timeout(config.write_timeout)
         .lame_duck(config.lame_duck)
         .drain_timeout(config.drain_timeout);

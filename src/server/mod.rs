@@ -39,6 +39,7 @@ mod door;
 mod drain;
 mod gate;
 mod kernel;
+mod listening;
 mod metrics;
 mod reactor;
 mod reaper;
@@ -82,6 +83,10 @@ pub const DEFAULT_SERVICE_STACK_SIZE: usize = 256 * 1024;
 /// try.
 pub const DEFAULT_BACKLOG: u32 = 4096;
 
+/// How long a connection is silent before the kernel probes whether its client is still there, unless set. Shorter than the
+/// silence after which usual firewalls and address translators forget a connection, which is five minutes or more.
+pub const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(120);
+
 /// The reactor comes round at least this often.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
@@ -114,6 +119,8 @@ struct Settings {
 struct Limits {
     queue_wait: Option<Duration>,
     idle: Option<Duration>,
+    /// As in force: see [`listening::keepalive_in_force`].
+    keepalive: Option<Duration>,
     write: Duration,
     /// How long a connection may live in all.
     lifetime: Option<Duration>,
@@ -180,6 +187,26 @@ impl<S> ServerBuilder<S> {
         self
     }
 
+    /// Has the kernel probe a client that has been silent for this long; `None` is never. Unless set,
+    /// [`DEFAULT_KEEPALIVE`].
+    ///
+    /// Five probes follow, a fifth of `time` apart and at least 1 s. If the client's machine answers none, the connection
+    /// is closed with reason `error`: about twice `time` after it was last heard of. If it answers that it knows no such
+    /// connection, that happens at the first probe. A probe is no message: the idle timeout runs on.
+    ///
+    /// The kernel counts in seconds and takes 1 to 32,767 (nine hours). A fraction is rounded up, and `time` is moved into
+    /// that range. [`adopt`](ServerBuilder::adopt) with `None` leaves each connection as the listener's owner set it up.
+    ///
+    /// The kernel does not probe while it waits for a client to acknowledge output: it sends the output again instead. If a
+    /// client vanishes with output that the kernel has no room for, the [write timeout](ServerBuilder::write_timeout)
+    /// closes the connection. With less output, the kernel gives up after `net.ipv4.tcp_retries2`, 15 minutes or more, unless the
+    /// [idle timeout](ServerBuilder::idle_timeout) comes first.
+    #[must_use]
+    pub fn keepalive(mut self, time: Option<Duration>) -> Self {
+        self.settings.limits.keepalive = time.map(listening::keepalive_in_force);
+        self
+    }
+
     /// Closes a connection whose client has output to take and whose system has acknowledged none of it for this long.
     /// Unless set, 30 seconds; at least 250 ms, because an acknowledgement takes a round trip.
     ///
@@ -209,6 +236,8 @@ impl<S> ServerBuilder<S> {
     /// Closes every connection this long after it was accepted, whatever it does.
     #[must_use]
     pub(crate) fn lifetime(mut self, lifetime: Duration) -> Self {
+        // It closes the connections of vanished clients too.
+        self.settings.limits.keepalive = None;
         self.settings.limits.lifetime = Some(lifetime);
         self
     }
@@ -245,8 +274,8 @@ impl<S> ServerBuilder<S> {
     /// [`ServerError::Bind`] and [`ServerError::Setup`] with what the system said.
     pub fn bind(self, address: SocketAddr) -> Result<Server<S>, ServerError> {
         let max_connections = self.settings.max_connections()?;
-        let listener =
-            listen(address, self.settings.backlog).map_err(|source| ServerError::Bind { address, source })?;
+        let listener = listening::listen(address, self.settings.backlog, self.settings.limits.keepalive)
+            .map_err(|source| ServerError::Bind { address, source })?;
         self.behind(listener, Holder::Alone, max_connections)
     }
 
@@ -291,6 +320,8 @@ impl<S> ServerBuilder<S> {
             ledger: Ledger::new(settings.workers),
             max_connections,
             limits: settings.limits.clone(),
+            // Sockets accepted from a listener of our own inherit it.
+            keepalive_on_accept: settings.limits.keepalive.filter(|_| holder == Holder::Shared),
             overload: settings.overload,
             waker,
             notes,
@@ -324,18 +355,6 @@ impl Settings {
 /// How many workers awake can do something at once, beside the reactor.
 fn enough_awake() -> usize {
     std::thread::available_parallelism().map_or(1, |processors| processors.get().saturating_sub(1).max(1))
-}
-
-/// Binds and listens. Made by hand for the backlog, which std fixes.
-fn listen(address: SocketAddr, backlog: u32) -> io::Result<mio::net::TcpListener> {
-    use socket2::{Domain, Protocol, Socket, Type};
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-    // A restarted server may take over the address although connections of the one before are still in
-    // TIME_WAIT.
-    socket.set_reuse_address(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(i32::try_from(backlog).unwrap_or(i32::MAX))?;
-    Ok(mio::net::TcpListener::from_std(socket.into()))
 }
 
 /// A server that is bound and not yet running.
@@ -391,6 +410,7 @@ impl Server {
             limits: Limits {
                 queue_wait: None,
                 idle: Some(Duration::from_secs(300)),
+                keepalive: Some(DEFAULT_KEEPALIVE),
                 write: Duration::from_secs(30),
                 lifetime: None,
                 lame_duck: Duration::ZERO,
@@ -726,6 +746,8 @@ struct Core {
     ledger: Ledger,
     max_connections: usize,
     limits: Limits,
+    /// The keepalive time to set on each accepted socket; `None` where it inherits one, or gets none.
+    keepalive_on_accept: Option<Duration>,
     overload: Overload,
     waker: mio::Waker,
     /// To the reactor. It has no bound of its own and needs none. A connection sends one note a turn, and is queued

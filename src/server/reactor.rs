@@ -29,6 +29,7 @@ use super::connection::Connection;
 use super::door::{Door, Knock, Overload};
 use super::drain::{Drain, cut_short};
 use super::gate::{Readiness, Ready, Standing};
+use super::listening::set_keepalive;
 use super::metrics::{AcceptFailure, Reason, Refusal};
 use super::reaper::Reaper;
 use super::report::Report;
@@ -318,6 +319,8 @@ impl<S: Service> Reactor<S> {
     fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr, spare: Option<usize>, now_ns: u64) {
         // An answer goes out at once, not when more of it could fill a packet. Failing that, it is slower.
         let _ = stream.set_nodelay(true);
+        // Without keepalive, other timeouts still close most connections of vanished clients.
+        let _ = self.core.keepalive_on_accept.map(|time| set_keepalive(&stream, time));
         let service = &self.service;
         let session = match catch_unwind(AssertUnwindSafe(|| service.open(peer))) {
             Ok(session) => session,

@@ -62,6 +62,8 @@ struct Limits {
     /// The age of the oldest waiting connection from which the server counts as overloaded.
     queue_wait_seconds: Option<f64>,
     idle_timeout_seconds: Option<f64>,
+    /// The silence after which the kernel probes a client.
+    keepalive_seconds: Option<f64>,
     write_timeout_seconds: f64,
     lame_duck_seconds: f64,
     drain_timeout_seconds: f64,
@@ -165,6 +167,7 @@ impl ServerHandle {
                 connections: core.max_connections,
                 queue_wait_seconds: core.limits.queue_wait.as_ref().map(Duration::as_secs_f64),
                 idle_timeout_seconds: core.limits.idle.as_ref().map(Duration::as_secs_f64),
+                keepalive_seconds: core.limits.keepalive.as_ref().map(Duration::as_secs_f64),
                 write_timeout_seconds: core.limits.write.as_secs_f64(),
                 lame_duck_seconds: core.limits.lame_duck.as_secs_f64(),
                 drain_timeout_seconds: core.limits.drain.as_secs_f64(),
