@@ -7,6 +7,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use common::{Millpond, eventually, ping};
+use millpond::Server;
 use socket2::{SockFilter, SockRef};
 
 /// `USER_HZ`: the units of `/proc/net/tcp` a second, on every Linux that Rust supports.
@@ -20,12 +21,22 @@ fn vanish(client: &TcpStream) {
     SockRef::from(client).attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)]).expect("a socket option");
 }
 
-/// A server on listeners that the test holds too, as a service manager does.
-fn activated(variables: &[(&str, &str)]) -> Millpond {
-    let listener = || TcpListener::bind("127.0.0.1:0").expect("a port");
+/// A server on listeners of these backlogs that were passed on to it, as a service manager does.
+fn activated(backlog: i32, variables: &[(&str, &str)]) -> Millpond {
+    let listener = || {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        rustix::net::listen(&listener, backlog).expect("it listens already");
+        listener
+    };
     let server = Millpond::activated(listener(), listener(), variables);
     eventually("it serves", || server.log().contains("serving").then_some(()));
     server
+}
+
+/// The listen backlog in force, as the server says.
+fn backlog(server: &Millpond) -> u64 {
+    let status: serde_json::Value = serde_json::from_str(&server.get("/status.json").body).expect("JSON");
+    status["limits"]["backlog"].as_u64().expect("a number")
 }
 
 /// How long until the kernel probes the server's connection with this client; `None` while no keepalive timer runs.
@@ -45,7 +56,7 @@ fn until_probed(server: SocketAddr, client: &TcpStream) -> Option<Duration> {
 #[test]
 fn a_vanished_client_is_closed_and_counted_unless_keepalive_is_off() {
     let probing = Millpond::start(&["--idle-timeout", "0", "--keepalive", "1s"]);
-    let adopting = activated(&[("MILLPOND_IDLE_TIMEOUT", "0"), ("MILLPOND_KEEPALIVE", "1s")]);
+    let adopting = activated(128, &[("MILLPOND_IDLE_TIMEOUT", "0"), ("MILLPOND_KEEPALIVE", "1s")]);
     let trusting = Millpond::start(&["--idle-timeout", "0", "--keepalive", "0"]);
     let servers = [&probing, &adopting, &trusting];
     let mut silent = servers.map(Millpond::connect);
@@ -67,7 +78,7 @@ fn a_vanished_client_is_closed_and_counted_unless_keepalive_is_off() {
 
 #[test]
 fn the_keepalive_timer_runs_on_every_connection_unless_set_otherwise() {
-    let (own, adopted) = (Millpond::start(&[]), activated(&[]));
+    let (own, adopted) = (Millpond::start(&[]), activated(128, &[]));
     for server in [&own, &adopted] {
         let mut client = server.connect();
         ping(&mut client, b"hello");
@@ -95,4 +106,45 @@ fn a_client_that_vanishes_with_output_waiting_is_closed_by_the_write_timeout() {
     });
     vanish(&client);
     eventually("closed", || (server.scrape().closed("write_timeout") == 1.0).then_some(()));
+}
+
+#[test]
+fn a_backlog_that_the_kernel_cuts_is_warned_of() {
+    let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux");
+    let limit: u64 = limit.trim().parse().expect("a number");
+    // The most that can be asked for, and what the kernel keeps on any machine.
+    for asked in [65_535, 5] {
+        let server = Millpond::start(&["--backlog", &asked.to_string()]);
+        let kept = asked.min(limit);
+        eventually("it serves", || server.log().contains(&format!("backlog={kept} ")).then_some(()));
+        assert_eq!(backlog(&server), kept);
+        let log = server.log();
+        let warnings: Vec<&str> = log.lines().filter(|line| line.contains("WARN")).collect();
+        if kept < asked {
+            let remedy = format!("sysctl -w net.core.somaxconn={asked}");
+            let said = warnings.len() == 1 && warnings[0].contains(&format!("--backlog {asked}: "));
+            assert!(said && warnings[0].contains(&remedy), "{log}");
+        } else {
+            assert!(warnings.is_empty(), "{log}");
+        }
+    }
+}
+
+#[test]
+fn the_backlog_of_a_listener_that_was_passed_on_is_only_shown() {
+    let server = activated(7, &[("MILLPOND_BACKLOG", "100")]);
+    assert_eq!(backlog(&server), 7);
+    assert!(server.log().contains("backlog=7 ") && !server.log().contains("somaxconn"), "{}", server.log());
+}
+
+#[test]
+fn a_library_server_tells_the_backlog_in_force() {
+    let any_port = ([127, 0, 0, 1], 0).into();
+    let server =
+        Server::builder("echo").workers(1).max_connections(1).backlog(3).bind(any_port).expect("a port");
+    assert_eq!(server.backlog(), Some(3));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    rustix::net::listen(&listener, 4).expect("it listens already");
+    let builder = Server::builder("echo").workers(1).max_connections(1).backlog(3);
+    assert_eq!(builder.adopt(listener).expect("it listens").backlog(), Some(4));
 }

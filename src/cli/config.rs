@@ -77,7 +77,7 @@ pub(crate) struct Config {
     #[arg(env = "MILLPOND_METRICS", hide_env_values = true, value_parser = address)]
     pub(crate) metrics: SocketAddr,
 
-    /// Connections the kernel holds until they are accepted (net.core.somaxconn caps it)
+    /// Connections the kernel keeps until they are accepted; a warning says if net.core.somaxconn cuts it
     #[arg(long, value_name = "N", default_value = "4096", help_heading = "Addresses")]
     #[arg(env = "MILLPOND_BACKLOG", hide_env_values = true, value_parser = whole::<1, 65_535>)]
     pub(crate) backlog: usize,

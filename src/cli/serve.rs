@@ -79,7 +79,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         Ok(exposition) => exposition,
         Err(error) => return fail(FAILED, explain(&error, "--metrics")),
     };
-    let max_connections = server.max_connections();
+    let (max_connections, backlog) = (server.max_connections(), server.backlog());
 
     let Some(log) = logging::start(config) else {
         return fail(FAILED, refused_thread("the log", "no thread is to be had"));
@@ -121,7 +121,10 @@ pub(crate) fn run(config: &Config) -> ExitCode {
             info!(%address, "listening where the service manager does, and not where {flag} says");
         }
     }
-    info!(workers = config.workers, max_connections, open_files = limit, "serving");
+    if let Some(kept) = backlog.filter(|_| !passed_on.0) {
+        warn_if_cut(config.backlog, kept);
+    }
+    info!(workers = config.workers, max_connections, backlog, open_files = limit, "serving");
     let mut manager = Manager::from_env();
     manager.ready(&format!("serving on {echo}, metrics on http://{metrics}/metrics"));
 
@@ -211,6 +214,17 @@ fn announce(echo: std::net::SocketAddr, metrics: std::net::SocketAddr) {
     let mut stdout = io::stdout().lock();
     let _ = writeln!(stdout, "millpond: echo on {echo}\nmillpond: metrics on http://{metrics}/metrics");
     let _ = stdout.flush();
+}
+
+/// Warns when the kernel keeps fewer connections in the listen queue than asked for, which it does not report. The side HTTP
+/// endpoint serves 16 connections at a time, so the length of its own queue is not worth a warning.
+fn warn_if_cut(asked: usize, kept: u32) {
+    if usize::try_from(kept).is_ok_and(|kept| kept < asked) {
+        warn!(
+            "--backlog {asked}: the kernel keeps {kept} at most (net.core.somaxconn); raise that with \
+             sysctl -w net.core.somaxconn={asked} and start again, or ask for less"
+        );
+    }
 }
 
 /// An error at the start, with the flag to change and how.

@@ -172,8 +172,9 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Sets the listen backlog, which the kernel caps at `net.core.somaxconn`. Unless set,
-    /// [`DEFAULT_BACKLOG`].
+    /// Sets the listen backlog: the most connections that the kernel keeps until they are accepted. Unless set,
+    /// [`DEFAULT_BACKLOG`]. The kernel cuts it to `net.core.somaxconn`, and says nothing; [`Server::backlog`] is what is in
+    /// force. [`adopt`](ServerBuilder::adopt) leaves the listener's own.
     #[must_use]
     pub fn backlog(mut self, backlog: u32) -> Self {
         self.settings.backlog = backlog;
@@ -308,6 +309,7 @@ impl<S> ServerBuilder<S> {
     ) -> Result<Server<S>, ServerError> {
         let ServerBuilder { service, settings } = self;
         let address = listener.local_addr().map_err(ServerError::Setup)?;
+        let backlog = kernel::listen_queue(&listener).ok().map(|queue| queue.limit);
         let ballast = Ballast::new(settings.spare_descriptors).map_err(ServerError::Setup)?;
         let poll = mio::Poll::new().map_err(ServerError::Setup)?;
         let waker = mio::Waker::new(poll.registry(), reactor::WAKER).map_err(ServerError::Setup)?;
@@ -319,6 +321,7 @@ impl<S> ServerBuilder<S> {
             lifecycle: Arc::new(Lifecycle::default()),
             ledger: Ledger::new(settings.workers),
             max_connections,
+            backlog,
             limits: settings.limits.clone(),
             // Sockets accepted from a listener of our own inherit it.
             keepalive_on_accept: settings.limits.keepalive.filter(|_| holder == Holder::Shared),
@@ -432,6 +435,13 @@ impl<S> Server<S> {
     #[must_use]
     pub fn max_connections(&self) -> usize {
         self.bound.core.max_connections
+    }
+
+    /// The listen backlog in force: of what [`ServerBuilder::backlog`] asked for, what the kernel has left. For an adopted
+    /// listener, its own. `None` where the kernel does not tell.
+    #[must_use]
+    pub fn backlog(&self) -> Option<u32> {
+        self.bound.core.backlog
     }
 }
 
@@ -745,6 +755,8 @@ struct Core {
     lifecycle: Arc<Lifecycle>,
     ledger: Ledger,
     max_connections: usize,
+    /// The listen queue's limit when the server was bound; `None` where the kernel does not tell.
+    backlog: Option<u32>,
     limits: Limits,
     /// The keepalive time to set on each accepted socket; `None` where it inherits one, or gets none.
     keepalive_on_accept: Option<Duration>,

@@ -59,6 +59,9 @@ struct Limits {
     workers: usize,
     queue_capacity: usize,
     connections: usize,
+    /// The most connections that the listen queue holds, after the kernel has cut what was asked for. Null where it does
+    /// not tell.
+    backlog: Option<u32>,
     /// The age of the oldest waiting connection from which the server counts as overloaded.
     queue_wait_seconds: Option<f64>,
     idle_timeout_seconds: Option<f64>,
@@ -165,6 +168,7 @@ impl ServerHandle {
                 workers: pool.workers,
                 queue_capacity: pool.queue_capacity,
                 connections: core.max_connections,
+                backlog: core.backlog,
                 queue_wait_seconds: core.limits.queue_wait.as_ref().map(Duration::as_secs_f64),
                 idle_timeout_seconds: core.limits.idle.as_ref().map(Duration::as_secs_f64),
                 keepalive_seconds: core.limits.keepalive.as_ref().map(Duration::as_secs_f64),
