@@ -1,47 +1,110 @@
 //! `cargo run --example line_server` serves a key-value store; talk to it with `nc 127.0.0.1 15001`.
 //!
-//! `set KEY VALUE` and `get KEY`, a line each. Ctrl-C drains it: what was asked is answered, and nobody is cut.
+//! `set KEY VALUE` and `get KEY`, a line each. On Ctrl-C it drains: it answers what clients have asked, then closes.
+//!
+//! Whatever clients send, its memory is bounded, and so is its work for each byte in and out:
+//! - A line has a longest length. A connection that waits keeps the beginning of one line.
+//! - One call to the service makes a bounded length of answers, then asks to be called again ([`Next::More`]). So a client
+//!   that asks for much and reads nothing waits, with the rest of its lines unanswered.
+//! - The store has a greatest number of keys.
 
 use std::collections::HashMap;
+use std::io::Write;
 use std::net::SocketAddr;
 use std::sync::Mutex;
 
 use millpond::{Next, Server, Service};
 
+/// The longest line in bytes, without its end.
+const MAX_LINE: usize = 4096;
+
+/// A call returns when its answers have this many bytes, or one answer more.
+const MAX_ANSWERS: usize = 64 * 1024;
+
+/// With the longest line, this bounds the store to 40 MB.
+const MAX_KEYS: usize = 10_000;
+
 #[derive(Default)]
-struct Store(Mutex<HashMap<String, String>>);
+pub(crate) struct Store(Mutex<HashMap<Vec<u8>, Vec<u8>>>);
+
+/// What a client sent and was not answered yet.
+#[derive(Default)]
+pub(crate) struct Input {
+    bytes: Vec<u8>,
+    /// How many of `bytes` are answered.
+    answered: usize,
+    /// In how many of `bytes` the end of a line was searched for, so that none is searched twice.
+    searched: usize,
+}
+
+struct TooLong;
 
 impl Service for Store {
-    /// What has come of a line that is not yet complete.
-    type Session = Vec<u8>;
+    type Session = Input;
 
-    fn open(&self, _peer: SocketAddr) -> Vec<u8> {
-        Vec::new()
+    fn open(&self, _peer: SocketAddr) -> Input {
+        Input::default()
     }
 
-    fn serve(&self, partial: &mut Vec<u8>, bytes: &mut Vec<u8>) -> Next {
-        partial.append(bytes);
-        while let Some(end) = partial.iter().position(|byte| *byte == b'\n') {
-            let line: Vec<u8> = partial.drain(..=end).collect();
-            bytes.extend(self.answer(String::from_utf8_lossy(&line).trim()).into_bytes());
-            bytes.push(b'\n');
+    fn serve(&self, input: &mut Input, bytes: &mut Vec<u8>) -> Next {
+        input.bytes.append(bytes);
+        while bytes.len() < MAX_ANSWERS {
+            match input.next_line() {
+                Some(Ok(line)) => self.answer(line, bytes),
+                Some(Err(TooLong)) => {
+                    bytes.extend(format!("error: a line has at most {MAX_LINE} bytes\n").into_bytes());
+                    return Next::Close;
+                }
+                None => {
+                    input.forget_answered();
+                    return Next::KeepOpen;
+                }
+            }
         }
-        // Nobody may fill the memory with a line that never ends.
-        if partial.len() > 4096 { Next::Close } else { Next::KeepOpen }
+        Next::More
+    }
+}
+
+impl Input {
+    /// Takes the next complete line, without its end. `None` if there is none yet.
+    fn next_line(&mut self) -> Option<Result<&[u8], TooLong>> {
+        let found = self.bytes[self.searched..].iter().position(|byte| *byte == b'\n');
+        let end = found.map_or(self.bytes.len(), |distance| self.searched + distance);
+        self.searched = end;
+        if end - self.answered > MAX_LINE {
+            return Some(Err(TooLong));
+        }
+        found?;
+        let line = self.answered..end;
+        self.answered = end + 1;
+        self.searched = end + 1;
+        Some(Ok(&self.bytes[line]))
+    }
+
+    /// Moves the unanswered bytes to the front and frees the rest. To do so for each line would take quadratic time.
+    fn forget_answered(&mut self) {
+        self.bytes.drain(..self.answered);
+        self.bytes.shrink_to_fit();
+        self.searched -= self.answered;
+        self.answered = 0;
     }
 }
 
 impl Store {
-    fn answer(&self, line: &str) -> String {
+    fn answer(&self, line: &[u8], answers: &mut Vec<u8>) {
+        let mut words = line.trim_ascii().splitn(3, |byte| *byte == b' ');
         let mut store = self.0.lock().expect("no holder panics");
-        match line.splitn(3, ' ').collect::<Vec<_>>()[..] {
-            ["set", key, value] => {
+        let answer: &[u8] = match (words.next(), words.next(), words.next()) {
+            (Some(b"set"), Some(key), Some(value)) if store.len() < MAX_KEYS || store.contains_key(key) => {
                 store.insert(key.to_owned(), value.to_owned());
-                "ok".to_owned()
+                b"ok"
             }
-            ["get", key] => store.get(key).cloned().unwrap_or_else(|| "none".to_owned()),
-            _ => "say `set KEY VALUE` or `get KEY`".to_owned(),
-        }
+            (Some(b"set"), Some(_), Some(_)) => b"error: the store is full",
+            (Some(b"get"), Some(key), None) => store.get(key).map_or(b"none", Vec::as_slice),
+            _ => b"error: say `set KEY VALUE` or `get KEY`",
+        };
+        answers.extend_from_slice(answer);
+        answers.push(b'\n');
     }
 }
 
@@ -50,9 +113,15 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = Server::builder("lines").service(Store::default()).workers(8).bind(address.parse()?)?;
     let running = server.start()?;
     let handle = running.handle();
+    // Before it says where it listens, because a reader of that line may send the signal.
     ctrlc::set_handler(move || handle.drain())?;
-    // Whoever reads it may send the signal.
-    println!("a key-value store on {}", running.local_addr());
-    println!("{}", running.wait().ok_or("the server failed")?);
+    say(format_args!("a key-value store on {}", running.local_addr()));
+    let report = running.wait().ok_or("the server failed")?;
+    say(report);
     Ok(())
+}
+
+/// Prints a line. A closed standard output stops nothing: `println!` would panic.
+fn say(what: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stdout(), "{what}");
 }
