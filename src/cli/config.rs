@@ -1,8 +1,7 @@
-//! Flags and their environment variables, to a validated [`Config`].
+//! Turns flags and their environment variables into a validated [`Config`].
 //!
-//! Parsing only validates: it binds nothing, starts nothing, and looks at no limit of the system, so `--help`
-//! always works. Every flag's range is checked here, and what is wrong is said in one line that names the
-//! flag and the remedy.
+//! Parsing only validates: it binds nothing, starts nothing, and reads no limit of the system, so `--help` always works. It
+//! checks every flag's range. A mistake is reported in one line that names the flag and the remedy.
 
 use std::ffi::OsString;
 use std::io::Write;
@@ -20,13 +19,13 @@ use millpond::{MAX_WORKERS, Overload};
 
 use super::USAGE;
 
-/// Longer than any sensible timeout, and short enough that no sum of times overflows.
+/// The longest duration of a flag. It is longer than any sensible timeout, and no sum of such times overflows.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
-/// The most that simulated work may hold a worker.
+/// The longest time that simulated work may hold a worker.
 const LONGEST_WORK: Duration = Duration::from_secs(3600);
 
-/// A thread needs some stack to start at all, and none needs more than this.
+/// The sizes of a worker's stack in bytes. With less, a thread may not start; no service needs more.
 const STACK_SIZES: std::ops::RangeInclusive<u64> = 64 * 1024..=1024 * 1024 * 1024;
 
 const ABOUT: &str = "An echo server whose worker pool shows its own saturation";
@@ -51,7 +50,7 @@ See millpond health --help.
 Exit codes: 0 drained clean; 1 could not start, or failed; 2 usage; 3 something was cut in the drain; \
 130 second signal.";
 
-/// What the program is asked to do.
+/// The flags of the server.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "millpond",
@@ -108,7 +107,7 @@ pub(crate) struct Config {
     #[arg(env = "MILLPOND_MAX_QUEUE_WAIT", hide_env_values = true, value_parser = positive)]
     pub(crate) max_queue_wait: Option<Duration>,
 
-    /// At the connection limit or when overloaded: let newcomers wait in the kernel, or accept and close them
+    /// At the connection limit or when overloaded: let new connections wait in the kernel, or accept and close them
     #[arg(long, value_name = "POLICY", default_value = "wait", help_heading = "Limits")]
     #[arg(env = "MILLPOND_OVERLOAD", hide_env_values = true, value_enum)]
     pub(crate) overload: OverloadArg,
@@ -126,7 +125,7 @@ pub(crate) struct Config {
     #[arg(env = "MILLPOND_KEEPALIVE", hide_env_values = true, value_parser = duration)]
     pub(crate) keepalive: Duration,
 
-    /// Close a connection whose client reads nothing of what waits for it for this long
+    /// Close a connection whose client takes none of its output for this long
     #[arg(long, value_name = "DUR", default_value = "30s", help_heading = "Limits")]
     #[arg(env = "MILLPOND_WRITE_TIMEOUT", hide_env_values = true, value_parser = positive)]
     pub(crate) write_timeout: Duration,
@@ -136,7 +135,7 @@ pub(crate) struct Config {
     #[arg(env = "MILLPOND_LAME_DUCK", hide_env_values = true, value_parser = duration)]
     pub(crate) lame_duck: Duration,
 
-    /// Cut what is left of the drain after this long
+    /// Close connections that are still open this long after the drain began
     #[arg(long, value_name = "DUR", default_value = "30s", help_heading = "Drain")]
     #[arg(env = "MILLPOND_DRAIN_TIMEOUT", hide_env_values = true, value_parser = duration)]
     pub(crate) drain_timeout: Duration,
@@ -168,9 +167,9 @@ pub(crate) struct Config {
 /// The values of `--overload`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum OverloadArg {
-    /// Stop accepting; newcomers wait in the kernel's backlog.
+    /// Stop accepting; new connections wait in the kernel's listen queue.
     Wait,
-    /// Accept and close newcomers, counted by reason.
+    /// Accept and close new connections, counted by reason.
     Reject,
 }
 
@@ -192,21 +191,21 @@ pub(crate) enum LogFormat {
     Json,
 }
 
-/// Parses the command line. `Err` is the exit code, after help was printed or a mistake was named.
+/// Parses the command line. Prints help or names a mistake, and then `Err` is the exit code.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, ExitCode> {
     let mut args: Vec<OsString> = args.into_iter().collect();
-    // `serve` is what runs when no command is named, so naming it changes nothing.
+    // `serve` runs also if no command is named, so its name changes nothing.
     if args.get(1).is_some_and(|command| command == "serve") {
         args.remove(1);
     }
     from(args).map_err(|error| said(&error, "see --help"))
 }
 
-/// Prints help, or names a mistake and says where to look; what is left is the exit code.
+/// Prints help, or names a mistake and says where to look. Returns the exit code.
 pub(super) fn said(error: &clap::Error, look: &str) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // A closed standard output is no reason to fail, let alone to panic.
+            // Help for a closed standard output is no error, and must not panic.
             let _ = write!(std::io::stdout(), "{}", error.render());
             ExitCode::SUCCESS
         }
@@ -214,13 +213,13 @@ pub(super) fn said(error: &clap::Error, look: &str) -> ExitCode {
     }
 }
 
-/// As `Config::try_parse_from`; of `--verbose` and `--quiet` the last one given wins, also over the environment.
+/// As `Config::try_parse_from`. If both `--verbose` and `--quiet` are given, the last one wins, also over the environment.
 pub(super) fn from(
     args: impl IntoIterator<Item = impl Into<OsString> + Clone>,
 ) -> Result<Config, clap::Error> {
     let matches = Config::command().try_get_matches_from(args)?;
     let mut config = Config::from_arg_matches(&matches)?;
-    // Where on the command line a flag stands; nowhere comes before anywhere.
+    // A flag's place on the command line. `None`, for a flag that is not there, is less than any place.
     let place = |flag| match matches.value_source(flag) {
         Some(ValueSource::CommandLine) => matches.index_of(flag),
         _ => None,
@@ -232,12 +231,12 @@ pub(super) fn from(
     Ok(config)
 }
 
-/// What clap says on several lines, on one: what is wrong, then its tips, then where to look.
+/// Puts a message of clap's on one line: the mistake, then clap's tips, then where to look.
 pub(super) fn one_line(message: &str, look: &str) -> String {
     let mut lines: Vec<&str> = message
         .lines()
         .map(str::trim)
-        // It comes after what is wrong, and is several lines where there are several commands.
+        // The usage follows the mistake, and has several lines if there are several commands.
         .take_while(|line| !line.starts_with("Usage:"))
         .filter(|line| !line.is_empty() && !line.starts_with("For more information"))
         .collect();

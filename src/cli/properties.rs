@@ -1,7 +1,7 @@
-//! What holds for whatever is given on the command line.
+//! Properties that hold for any command line.
 //!
-//! [`check_serve`], [`check_load`] and [`check_health`] assert it of one command line, wherever that comes from: the tests below make up some
-//! thousands, and the fuzzer of `fuzz/` finds any number. They are built for these two only.
+//! [`check_serve`], [`check_load`] and [`check_health`] assert them for one command line. The tests below generate some
+//! thousands of command lines, and the fuzzer in `fuzz/` any number. This module is built for these two only.
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
@@ -19,10 +19,10 @@ use crate::load::{Plan, Until};
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// What `millpond load` is given first, where that is not what is tried.
+/// The address for `millpond load`, in tests of its other arguments.
 pub(crate) const ADDRESS: &str = "127.0.0.1:7";
 
-/// Flags of the server with a value. Each is named in what is said of its value.
+/// Flags of the server with a value. The message about a wrong value names its flag.
 const SERVE_FLAGS: [&str; 13] = [
     "--listen",
     "--metrics",
@@ -39,7 +39,7 @@ const SERVE_FLAGS: [&str; 13] = [
     "--log",
 ];
 
-/// Those of the load generator.
+/// Flags of the load generator with a value.
 const LOAD_FLAGS: [&str; 11] = [
     "--connections",
     "--size",
@@ -54,15 +54,15 @@ const LOAD_FLAGS: [&str; 11] = [
     "--seed",
 ];
 
-/// Those of the health check.
+/// Flags of the health check with a value.
 const HEALTH_FLAGS: [&str; 1] = ["--timeout"];
 
-/// Asserts all that holds for these flags of the server. What is accepted is within its ranges and, printed as flags,
-/// accepted as the same; what is not is told in one line.
+/// Asserts the properties for these flags of the server. If they are accepted, each value is within its range, and the flags
+/// printed from the result give the same result. If not, one line says why.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// If a property does not hold.
 pub(crate) fn check_serve(flags: &[OsString]) {
     let parse = |flags: &[OsString]| config::from([OsString::from("millpond")].iter().chain(flags));
     match parse(flags) {
@@ -88,7 +88,7 @@ pub(crate) fn check_serve(flags: &[OsString]) {
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// If a property does not hold.
 pub(crate) fn check_load(flags: &[OsString]) {
     let parse = |flags: &[OsString]| {
         Flags::try_parse_from([OsString::from("millpond load")].iter().chain(flags)).map(|flags| flags.plan())
@@ -119,7 +119,7 @@ pub(crate) fn check_load(flags: &[OsString]) {
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// If a property does not hold.
 pub(crate) fn check_health(flags: &[OsString]) {
     let parse = |flags: &[OsString]| {
         health::Flags::try_parse_from([OsString::from("millpond health")].iter().chain(flags))
@@ -139,12 +139,12 @@ pub(crate) fn check_health(flags: &[OsString]) {
     }
 }
 
-/// As [`check_load`] when the first line is `load`, as [`check_health`] when it is `health`, and [`check_serve`] otherwise;
-/// each further line is an argument.
+/// Calls [`check_load`] if the first line is `load`, [`check_health`] if it is `health`, and otherwise [`check_serve`]. Each
+/// further line is an argument.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// If a property does not hold.
 pub(crate) fn check_lines(bytes: &[u8]) {
     let mut lines = bytes.split(|byte| *byte == b'\n').map(|line| OsStr::from_bytes(line).to_owned());
     let command = lines.next();
@@ -156,7 +156,8 @@ pub(crate) fn check_lines(bytes: &[u8]) {
     }
 }
 
-/// What is wrong is one line that says where to look; and when there is one flag with a value, it is named.
+/// Asserts that the message is one line that says where to look. If there is one argument, a flag with a value, the line must
+/// name the flag.
 fn said_in_one_line(error: &clap::Error, flags: &[OsString], known: &[&str]) {
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
         return;
@@ -164,7 +165,7 @@ fn said_in_one_line(error: &clap::Error, flags: &[OsString], known: &[&str]) {
     let line = one_line(&error.render().to_string(), "see --help");
     assert!(!line.contains('\n'), "{line:?}");
     assert!(line.len() > "; see --help".len() && line.ends_with("; see --help"), "{line:?}");
-    // What is no Unicode is refused before it is known whose it is.
+    // clap refuses an argument that is not Unicode before it knows its flag.
     let mut others = flags.iter().filter(|flag| *flag != ADDRESS);
     if let (Some(flag), None) = (others.next(), others.next())
         && let Some((name, _)) = flag.to_str().and_then(|flag| flag.split_once('='))
@@ -216,7 +217,7 @@ fn printed_plan(plan: &Plan) -> Vec<OsString> {
         Until::Time(duration) => format!("--duration={}", format_duration(duration)),
         Until::Count(count) => format!("--count={count}"),
     });
-    // One excludes the other.
+    // `--churn` and `--pipeline` exclude each other.
     flags.push(if plan.churn { "--churn".to_owned() } else { format!("--pipeline={}", plan.pipeline) });
     flags.extend(plan.rate.map(|rate| format!("--rate={rate}")));
     flags.into_iter().map(OsString::from).collect()
@@ -245,7 +246,7 @@ mod tests {
         ("w", 604_800_000_000_000),
     ];
 
-    /// Values of flags: of every kind, right, almost right, and anything.
+    /// Values of flags of every kind: right ones, ones that are almost right, and random text.
     fn value() -> impl Strategy<Value = String> {
         let number = || prop_oneof![0..200_u64, any::<u64>()];
         let any_port = prop_oneof![Just(0), any::<u32>()];
@@ -266,7 +267,7 @@ mod tests {
         ]
     }
 
-    /// A flag with a value, in one word or in two; a switch; or anything.
+    /// A flag with a value, in one word or in two; a switch; or random text.
     fn flag(known: &'static [&'static str]) -> impl Strategy<Value = Vec<OsString>> {
         prop_oneof![
             6 => (select(known), value()).prop_map(|(flag, value)| vec![format!("{flag}={value}").into()]),
@@ -294,14 +295,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_flags_of_the_server_are_accepted_for_good_or_refused_in_one_line(
+        fn any_flags_of_the_server_are_accepted_or_refused_in_one_line(
             flags in vec(flag(&SERVE_FLAGS), 0..4),
         ) {
             check_serve(&flags.concat());
         }
 
         #[test]
-        fn any_flags_of_the_load_generator_are_accepted_for_good_or_refused_in_one_line(
+        fn any_flags_of_the_load_generator_are_accepted_or_refused_in_one_line(
             address in prop_oneof![4 => Just(ADDRESS.to_owned()), 1 => value()],
             flags in vec(flag(&LOAD_FLAGS), 0..4),
         ) {
@@ -309,7 +310,7 @@ mod tests {
         }
 
         #[test]
-        fn any_flags_of_the_health_check_are_accepted_for_good_or_refused_in_one_line(
+        fn any_flags_of_the_health_check_are_accepted_or_refused_in_one_line(
             address in prop_oneof![2 => Just(ADDRESS.to_owned()), 1 => value()],
             flags in vec(prop_oneof![3 => flag(&HEALTH_FLAGS), 1 => Just(vec!["--ready".into()])], 0..3),
         ) {
@@ -327,7 +328,7 @@ mod tests {
         }
 
         #[test]
-        fn whole_numbers_are_taken_exactly_within_their_range(number in prop_oneof![0..3_u128, 9_998..10_003_u128, any::<u128>()]) {
+        fn whole_numbers_are_accepted_exactly_within_their_range(number in prop_oneof![0..3_u128, 9_998..10_003_u128, any::<u128>()]) {
             let config = config::from(["millpond", &format!("--workers={number}")]);
             let taken = config.ok().map(|config| config.workers as u128);
             prop_assert_eq!(taken, (1..=10_000).contains(&number).then_some(number));
@@ -350,7 +351,7 @@ mod tests {
         }
 
         #[test]
-        fn any_duration_up_to_a_year_comes_back_from_how_it_is_printed(nanoseconds in 0..=YEAR.as_nanos()) {
+        fn any_duration_up_to_a_year_is_parsed_from_how_it_is_printed(nanoseconds in 0..=YEAR.as_nanos()) {
             let nanoseconds = u64::try_from(nanoseconds).expect("a year is shorter");
             let duration = Duration::from_nanos(nanoseconds);
             prop_assert_eq!(duration_of(&format_duration(duration).to_string()), Ok(duration));

@@ -2,21 +2,21 @@
 //!
 //! # What it guarantees
 //!
-//! - **A silent connection holds no worker.** One thread, the reactor, waits for all connections; only those
-//!   with something to do become jobs. So a few workers serve any number of connections up to the limit.
-//! - **A slow reader holds no worker either.** Output the client does not take is kept, bounded, and the
-//!   connection waits until it does; it is not read meanwhile.
-//! - **Everything is bounded**: workers, queue, connections, bytes kept for each, silence, stalls, and the
-//!   drain.
-//! - **Nothing that was read is lost**: every byte read is answered before its connection is closed, unless
-//!   the drain's deadline, the write timeout or a failure cuts it off, and each of these is counted. A close
-//!   by the server sends no reset over data still on its way.
-//! - **The numbers are true** at every moment; `metrics.rs` and the pool's say how.
+//! - **A silent connection holds no worker.** One thread, the reactor, waits for all connections. Only a connection with
+//!   something to do becomes a job, so a few workers serve any number of connections up to the limit.
+//! - **A slow reader holds no worker either.** The server keeps the output that a client does not take, which is bounded.
+//!   It reads nothing from that client until the client has taken it.
+//! - **Everything is bounded**: workers, queue, connections, bytes kept for each, silence, stalls, and the drain.
+//! - **Nothing that was read is lost**: the server answers every byte it has read before it closes the connection. The
+//!   exceptions are the drain's deadline, the write timeout and failures, and each is counted. When the server closes a
+//!   connection, no reset destroys data still on its way.
+//! - **The numbers are true** at every moment. `metrics.rs` here and in the pool say how.
 //!
 //! # What it leaves to others
 //!
-//! What bytes mean (the [`Service`]), signals (call [`ServerHandle::drain`]), and how metrics are published
-//! ([`Running::register`] puts them in a registry). It knows no HTTP.
+//! - What bytes mean: the [`Service`].
+//! - Signals: a program's handler calls [`ServerHandle::drain`].
+//! - How metrics are published: [`Running::register`] puts them into a registry. The server knows no HTTP.
 //!
 //! # Flow
 //!
@@ -28,8 +28,7 @@
 //!                  └ timers, lingering, drain
 //! ```
 //!
-//! `gate.rs` is the state machine that decides who may touch a connection, and argues that no wake-up is
-//! lost.
+//! `gate.rs` is the state machine that decides which thread may touch a connection. It argues that no wake-up is lost.
 
 mod buffers;
 mod closing;
@@ -79,21 +78,20 @@ use crate::pool::{self, Meter, PoolError, Workers};
 /// The stack of a worker that serves connections, unless set: enough for a service that does no deep recursion.
 pub const DEFAULT_SERVICE_STACK_SIZE: usize = 256 * 1024;
 
-/// Listen backlog unless set. std's own is 128, and a full backlog makes clients wait a second for their next
-/// try.
+/// Listen backlog unless set. std's own is 128. If the listen queue is full, a client tries again after a second.
 pub const DEFAULT_BACKLOG: u32 = 4096;
 
 /// How long a connection is silent before the kernel probes whether its client is still there, unless set. Shorter than the
 /// silence after which usual firewalls and address translators forget a connection, which is five minutes or more.
 pub const DEFAULT_KEEPALIVE: Duration = Duration::from_secs(120);
 
-/// The reactor comes round at least this often.
+/// The reactor's longest wait for events.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 
-/// A reactor that has not come round for this long is stuck.
+/// The reactor counts as stuck if it has not looked for events for this long.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 
-/// How a server is to be run. [`Server::builder`] starts one; [`bind`](ServerBuilder::bind) ends it.
+/// The settings of a server. [`Server::builder`] makes one, and [`bind`](ServerBuilder::bind) makes a server of it.
 #[derive(Clone, Debug)]
 pub struct ServerBuilder<S = ()> {
     service: S,
@@ -114,7 +112,7 @@ struct Settings {
     limits: Limits,
 }
 
-/// The times and ages a server keeps to. `None` is no limit.
+/// The server's limits in time. `None` is no limit.
 #[derive(Clone, Debug)]
 struct Limits {
     queue_wait: Option<Duration>,
@@ -129,7 +127,7 @@ struct Limits {
 }
 
 impl<S> ServerBuilder<S> {
-    /// Sets what is done with the bytes. To be set before the server can be started.
+    /// Sets the service, which decides what is done with the bytes. A server without one cannot be started.
     #[must_use]
     pub fn service<T: Service>(self, service: T) -> ServerBuilder<T> {
         ServerBuilder { service, settings: self.settings }
@@ -149,8 +147,8 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Sets how many connections may be open, at least 1. Unless set, what the descriptor limit allows less
-    /// [`RESERVED_DESCRIPTORS`], and [`DEFAULT_CONNECTIONS_CAP`] at most.
+    /// Sets how many connections may be open, at least 1. Unless set, it is the limit on descriptors less
+    /// [`RESERVED_DESCRIPTORS`], and at most [`DEFAULT_CONNECTIONS_CAP`].
     #[must_use]
     pub fn max_connections(mut self, connections: usize) -> Self {
         self.settings.max_connections = Some(connections);
@@ -165,7 +163,7 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Sets what happens to newcomers at the connection limit or in overload. Unless set, [`Overload::Wait`].
+    /// Sets what happens to new connections at the connection limit or in overload. Unless set, [`Overload::Wait`].
     #[must_use]
     pub fn overload(mut self, overload: Overload) -> Self {
         self.settings.overload = overload;
@@ -173,8 +171,10 @@ impl<S> ServerBuilder<S> {
     }
 
     /// Sets the listen backlog: the most connections that the kernel keeps until they are accepted. Unless set,
-    /// [`DEFAULT_BACKLOG`]. The kernel cuts it to `net.core.somaxconn`, and says nothing; [`Server::backlog`] is what is in
-    /// force. [`adopt`](ServerBuilder::adopt) leaves the listener's own.
+    /// [`DEFAULT_BACKLOG`].
+    ///
+    /// The kernel cuts it to `net.core.somaxconn` without an error; [`Server::backlog`] is what is in force. A listener that
+    /// is [adopted](ServerBuilder::adopt) keeps its own.
     #[must_use]
     pub fn backlog(mut self, backlog: u32) -> Self {
         self.settings.backlog = backlog;
@@ -219,22 +219,23 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Goes on accepting for this long after a drain was asked for, while readiness already says no. Unless
-    /// set, zero.
+    /// Sets how long the server still accepts connections after [`ServerHandle::drain`], while it is already not ready.
+    /// Unless set, zero.
     #[must_use]
     pub fn lame_duck(mut self, duration: Duration) -> Self {
         self.settings.limits.lame_duck = duration;
         self
     }
 
-    /// Cuts what is left of a drain after this long. Unless set, 30 seconds.
+    /// Sets how long a drain may take. Connections that are then still open are closed and counted as cut. Unless set, 30
+    /// seconds.
     #[must_use]
     pub fn drain_timeout(mut self, timeout: Duration) -> Self {
         self.settings.limits.drain = timeout;
         self
     }
 
-    /// Closes every connection this long after it was accepted, whatever it does.
+    /// Closes every connection this long after it was accepted, in whatever state it is.
     #[must_use]
     pub(crate) fn lifetime(mut self, lifetime: Duration) -> Self {
         // It closes the connections of vanished clients too.
@@ -243,15 +244,15 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Takes its connections out of [`RESERVED_DESCRIPTORS`], not out of what is left beside them.
+    /// Counts the server's connections within [`RESERVED_DESCRIPTORS`], not beside them.
     #[must_use]
     pub(crate) fn within_reserve(mut self) -> Self {
         self.settings.within_reserve = true;
         self
     }
 
-    /// Holds this many descriptors that are let go when descriptors run out, for the rest of the process.
-    /// Unless set, none. They count within [`RESERVED_DESCRIPTORS`].
+    /// Holds this many spare descriptors, within [`RESERVED_DESCRIPTORS`]. Unless set, none. When descriptors run out, the
+    /// server closes the spare ones, so that the rest of the process can open files.
     #[must_use]
     pub fn spare_descriptors(mut self, count: usize) -> Self {
         self.settings.spare_descriptors = count;
@@ -266,13 +267,13 @@ impl<S> ServerBuilder<S> {
         self
     }
 
-    /// Binds the listener. Starts no thread; connections are accepted from [`Server::start`] on.
+    /// Binds the listener. Starts no thread; [`Server::start`] begins to accept connections.
     ///
     /// # Errors
     ///
-    /// [`ServerError::Pool`] for a number of workers out of range, [`ServerError::ConnectionLimit`] when more
-    /// connections are asked for than descriptors allow,
-    /// [`ServerError::Bind`] and [`ServerError::Setup`] with what the system said.
+    /// - [`ServerError::Pool`] if the number of workers is out of range.
+    /// - [`ServerError::ConnectionLimit`] if more connections are asked for than descriptors allow.
+    /// - [`ServerError::Bind`] and [`ServerError::Setup`] with the system's error.
     pub fn bind(self, address: SocketAddr) -> Result<Server<S>, ServerError> {
         let max_connections = self.settings.max_connections()?;
         let listener = listening::listen(address, self.settings.backlog, self.settings.limits.keepalive)
@@ -280,13 +281,12 @@ impl<S> ServerBuilder<S> {
         self.behind(listener, Holder::Alone, max_connections)
     }
 
-    /// Takes over a listener that somebody else holds too, such as a service manager that passed it on. Starts no
-    /// thread; connections are accepted from [`Server::start`] on.
+    /// Takes over a listener that another process may hold too, such as a service manager that passed it on. Starts no
+    /// thread; [`Server::start`] begins to accept connections.
     ///
-    /// What is done to it is done to the other holders as well, so nothing is but to make it non-blocking: its
-    /// backlog stays as long as it is, and a drain only stops accepting, a quarter of a second after it began at the
-    /// latest. Clients that come later wait in the backlog for whoever accepts next. If nobody else holds the
-    /// listener, they are reset.
+    /// Every change to the listener is a change for its other holders, so the server only makes it non-blocking. Its
+    /// backlog stays as it is. A drain stops accepting after a quarter of a second at the latest. Clients that connect
+    /// later wait in the listen queue until another holder accepts them. If there is no other holder, they are reset.
     ///
     /// # Errors
     ///
@@ -300,7 +300,7 @@ impl<S> ServerBuilder<S> {
         self.behind(mio::net::TcpListener::from_std(listener), Holder::Shared, max_connections)
     }
 
-    /// The server behind a listener.
+    /// Makes the server of a listener.
     fn behind(
         self,
         listener: mio::net::TcpListener,
@@ -340,7 +340,7 @@ impl<S> ServerBuilder<S> {
 }
 
 impl Settings {
-    /// The most connections there will be, if the settings can be had.
+    /// The most connections that may be open at once, after a check of the settings.
     fn max_connections(&self) -> Result<usize, ServerError> {
         if !(1..=pool::MAX_WORKERS).contains(&self.workers) {
             return Err(ServerError::Pool(PoolError::Workers(self.workers)));
@@ -355,7 +355,7 @@ impl Settings {
     }
 }
 
-/// How many workers awake can do something at once, beside the reactor.
+/// How many workers can run at once beside the reactor.
 fn enough_awake() -> usize {
     std::thread::available_parallelism().map_or(1, |processors| processors.get().saturating_sub(1).max(1))
 }
@@ -387,7 +387,7 @@ pub struct Server<S = ()> {
     bound: Bound,
 }
 
-/// What a bound server is, whatever it serves.
+/// The parts of a bound server that do not depend on its service.
 struct Bound {
     core: Arc<Core>,
     settings: Settings,
@@ -398,7 +398,8 @@ struct Bound {
 }
 
 impl Server {
-    /// Starts to describe a server. `name` names its pool and its threads; see [`Pool::builder`](crate::Pool::builder).
+    /// Returns the settings of a new server. `name` names its pool and its threads: see
+    /// [`Pool::builder`](crate::Pool::builder).
     pub fn builder(name: impl Into<String>) -> ServerBuilder {
         let settings = Settings {
             name: name.into(),
@@ -425,7 +426,7 @@ impl Server {
 }
 
 impl<S> Server<S> {
-    /// The address it is bound to; with port 0 asked for, the port it got.
+    /// The address that the server is bound to. If port 0 was asked for, it has the port that the system chose.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.bound.address
@@ -437,8 +438,8 @@ impl<S> Server<S> {
         self.bound.core.max_connections
     }
 
-    /// The listen backlog in force: of what [`ServerBuilder::backlog`] asked for, what the kernel has left. For an adopted
-    /// listener, its own. `None` where the kernel does not tell.
+    /// The listen backlog in force: what [`ServerBuilder::backlog`] asked for, after the kernel has cut it. For an adopted
+    /// listener it is the listener's own. `None` if the kernel does not tell.
     #[must_use]
     pub fn backlog(&self) -> Option<u32> {
         self.bound.core.backlog
@@ -446,7 +447,7 @@ impl<S> Server<S> {
 }
 
 impl Server {
-    /// For a service that is not known before its server is bound.
+    /// Sets the service of a server that is bound already.
     pub(crate) fn with_service<S: Service>(self, service: S) -> Server<S> {
         Server { service, bound: self.bound }
     }
@@ -457,8 +458,8 @@ impl<S: Service> Server<S> {
     ///
     /// # Errors
     ///
-    /// [`ServerError::Pool`] when the workers cannot be started, [`ServerError::Thread`] and
-    /// [`ServerError::Setup`] when the reactor cannot. No thread is left behind.
+    /// [`ServerError::Pool`] if the workers cannot be started, [`ServerError::Thread`] and [`ServerError::Setup`] if the
+    /// reactor cannot. No thread is left running.
     pub fn start(self) -> Result<Running, ServerError> {
         let Server { service, bound } = self;
         let (core, service, address) = (Arc::clone(&bound.core), Arc::new(service), bound.address);
@@ -466,13 +467,13 @@ impl<S: Service> Server<S> {
         let pool = pool::Settings {
             name: name.clone(),
             workers: bound.settings.workers,
-            // A connection waits at most once, so the queue has room for all and the reactor never blocks on
+            // A connection is in the queue at most once, so the queue has room for all, and the reactor never blocks on
             // it.
             queue_capacity: core.max_connections,
             stack_size: bound.settings.stack_size,
             clock: core.clock,
             timed: bound.settings.timed,
-            // A worker that is awake for nothing takes the processor from the reactor that feeds it.
+            // A worker that is awake without a job takes processor time from the reactor, which gives it jobs.
             lingers: false,
             enough_awake: (!service.may_block()).then(enough_awake),
             init: None,
@@ -506,7 +507,7 @@ impl<S> fmt::Debug for Server<S> {
     }
 }
 
-/// A server that is running. Dropping it lets it run on; [`ServerHandle::drain`] ends it.
+/// A server that is running. [`ServerHandle::drain`] ends it; dropping this does not.
 pub struct Running {
     handle: ServerHandle,
     outcome: Receiver<Report>,
@@ -514,24 +515,24 @@ pub struct Running {
 }
 
 impl Running {
-    /// A handle to ask and to end the server with. Handles may be cloned and sent to other threads.
+    /// Returns a handle that reads the server's state and ends it. Handles may be cloned and sent to other threads.
     #[must_use]
     pub fn handle(&self) -> ServerHandle {
         self.handle.clone()
     }
 
-    /// The address it listens on.
+    /// The address that the server listens on.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.address
     }
 
-    /// Puts every metric of the server, its phase and its pool into a registry. The pool's are labelled with
-    /// the server's name, the others are not: a registry takes one server, and any number of pools.
+    /// Puts every metric of the server, its phase and its pool into a registry. Only the pool's metrics are labelled with
+    /// the server's name, so a registry takes one server and any number of pools.
     ///
     /// # Errors
     ///
-    /// When the registry has them already.
+    /// If the registry has these metrics already.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
         let ServerHandle { core, pool } = self.handle();
         registry.register(collector(LifecycleMetrics(Arc::clone(&core.lifecycle)), &[]))?;
@@ -544,7 +545,7 @@ impl Running {
         registry.register(pool::collector(Arc::clone(&self.handle.pool)))
     }
 
-    /// Failed accepts so far, by the kind's name.
+    /// Returns a function that reads the failed accepts so far, by the name of their kind.
     pub(crate) fn accept_errors(&self) -> impl Fn() -> Vec<(&'static str, u64)> + use<> {
         let core = Arc::clone(&self.handle.core);
         move || core.ledger.failed_accepts().collect()
@@ -556,8 +557,8 @@ impl Running {
         self.outcome.recv().ok()
     }
 
-    /// Receives the report when the server has drained, and disconnects without one if its reactor panicked:
-    /// for waiting on this and something else.
+    /// The channel that receives the report when the server has drained. If the reactor panicked, it disconnects without
+    /// one. With it a program waits for this and for other events at once.
     #[must_use]
     pub fn finished(&self) -> &Receiver<Report> {
         &self.outcome
@@ -570,7 +571,7 @@ impl fmt::Debug for Running {
     }
 }
 
-/// Asks a running server how it is, and tells it to drain.
+/// Reads the state of a running server, and drains it.
 #[derive(Clone)]
 pub struct ServerHandle {
     core: Arc<Core>,
@@ -578,7 +579,7 @@ pub struct ServerHandle {
 }
 
 impl ServerHandle {
-    /// Begins the end: lame duck, then drain, then stop. Returns at once; asking again changes nothing.
+    /// Begins the shutdown: lame duck, then drain, then stop. Returns at once. A second call changes nothing.
     pub fn drain(&self) {
         self.core.lifecycle.request_drain();
         self.core.wake();
@@ -590,25 +591,24 @@ impl ServerHandle {
         self.core.lifecycle.phase()
     }
 
-    /// Whether the reactor has come round lately. It does so every second at least; `false` after five, with
-    /// how long it has been.
+    /// Whether the reactor is alive. It looks for events at least once a second.
     ///
     /// # Errors
     ///
-    /// How long ago it last came round.
+    /// How long ago it last did, if that is longer than five seconds.
     pub fn health(&self) -> Result<(), Duration> {
         let since_ns =
             self.core.clock.now_ns().saturating_sub(self.core.heartbeat_ns.load(Ordering::Relaxed));
         let since = Duration::from_nanos(since_ns);
-        // A stopped server has no reactor, and is not stuck.
+        // A stopped server has no reactor that could be stuck.
         if since > STUCK_AFTER && self.phase() != Phase::Stopped { Err(since) } else { Ok(()) }
     }
 
-    /// Whether new work is welcome.
+    /// Whether the server takes new work.
     ///
     /// # Errors
     ///
-    /// Why not.
+    /// The reason, if it does not.
     pub fn readiness(&self) -> Result<(), NotReady> {
         match self.phase() {
             Phase::Serving => {}
@@ -635,21 +635,21 @@ impl fmt::Debug for ServerHandle {
     }
 }
 
-/// Why a server wants no new work now.
+/// Why a server takes no new work now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NotReady {
-    /// It is on its way out.
+    /// It is in this phase of its shutdown, or has stopped.
     Phase(Phase),
-    /// As many connections are open as may be; the number is carried here.
+    /// As many connections are open as the limit allows, which is this number.
     Full(usize),
     /// The process has run out of descriptors.
     OutOfDescriptors,
     /// Connections wait too long for a worker.
     Overloaded {
-        /// How long the one that has waited longest has.
+        /// How long the oldest of them has waited.
         oldest: Duration,
-        /// How long it may.
+        /// How long a connection may wait.
         limit: Duration,
     },
 }
@@ -671,7 +671,7 @@ impl fmt::Display for NotReady {
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum ServerError {
-    /// More connections are asked for than descriptors allow, or none.
+    /// More connections are asked for than descriptors allow, or zero.
     ConnectionLimit {
         /// The connections asked for.
         asked: usize,
@@ -680,20 +680,20 @@ pub enum ServerError {
         /// The process's limit on open descriptors.
         descriptors: u64,
     },
-    /// The address could not be listened on.
+    /// The server cannot listen on the address.
     Bind {
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
-    /// The socket to take over does not listen.
+    /// The socket that [`ServerBuilder::adopt`] was given does not listen.
     NotListening,
     /// The worker pool did not start.
     Pool(PoolError),
-    /// The system refused the reactor its thread.
+    /// The system refused to start the reactor's thread.
     Thread(io::Error),
-    /// The system refused something else that a server needs.
+    /// The system refused another resource that a server needs.
     Setup(io::Error),
 }
 
@@ -728,7 +728,7 @@ impl std::error::Error for ServerError {
     }
 }
 
-/// What keeps newcomers out, as published by the reactor in [`Core::strain`].
+/// What keeps new connections out. The reactor publishes it in [`Core::strain`].
 const AT_EASE: u8 = 0;
 const FULL: u8 = 1;
 const STARVED: u8 = 2;
@@ -746,30 +746,30 @@ enum Note {
     Dropped,
 }
 
-/// What the reactor, the workers and the handles of one server share.
+/// The state that the reactor, the workers and the handles of one server share.
 #[derive(Debug)]
 struct Core {
     clock: Clock,
-    /// When the clock was started, since 1970.
+    /// When the clock was started, as time since 1970.
     started: Duration,
     lifecycle: Arc<Lifecycle>,
     ledger: Ledger,
     max_connections: usize,
-    /// The listen queue's limit when the server was bound; `None` where the kernel does not tell.
+    /// The listen queue's limit when the server was bound; `None` if the kernel does not tell.
     backlog: Option<u32>,
     limits: Limits,
-    /// The keepalive time to set on each accepted socket; `None` where it inherits one, or gets none.
+    /// The keepalive time to set on each accepted socket; `None` if the socket inherits one, or gets none.
     keepalive_on_accept: Option<Duration>,
     overload: Overload,
     waker: mio::Waker,
     /// To the reactor. It has no bound of its own and needs none. A connection sends one note a turn, and is queued
     /// again only by the reactor, which reads all notes first; its slot is not used again before that.
     notes: Sender<Note>,
-    /// The reactor sleeps and wants to be woken for any note. Written by the reactor.
+    /// The reactor sleeps, and any note must wake it. Written by the reactor, read by workers; see [`Core::notify`].
     wants_notes: AtomicBool,
     /// `AT_EASE`, `FULL` or `STARVED`. Written by the reactor, read by handles.
     strain: AtomicU8,
-    /// When the reactor last came round. Written by the reactor, read by handles.
+    /// When the reactor last looked for events. Written by the reactor, read by handles.
     heartbeat_ns: AtomicU64,
     buffers: Buffers,
     panic_log: LogLimit,
@@ -813,7 +813,7 @@ impl Core {
     }
 
     fn wake(&self) {
-        // It fails only when the counter behind it is full, and then the reactor is being woken already.
+        // It fails only if the counter of the eventfd is full, and then the reactor is being woken already.
         let _ = self.waker.wake();
     }
 }

@@ -1,10 +1,10 @@
-//! What a server says of itself at one moment, as `/status.json` shows it.
+//! The state of a server at one moment, as `/status.json` shows it.
 //!
-//! Counters only rise, and every time but the start's is one of a monotonic clock, so whoever reads twice takes differences for rates, and
-//! the server keeps no windows. A reading takes no lock that a worker waits on; its parts are read one after the other,
-//! so a worker may have gone on to the next job between the pool's numbers and its own row.
+//! Counters only rise, and every time but the start's is one of a monotonic clock. Subtract two readings to get a rate: the
+//! server keeps no averages. A reading takes no lock that a worker waits for. Its parts are read one after the other, so a
+//! worker may take its next job after the pool's numbers are read and before its own row is.
 //!
-//! The field names are the document's. They end in their units; `_total` says that a number only rises.
+//! The names of the fields are those in the document. They end in their units; `_total` says that a number only rises.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -23,29 +23,29 @@ use crate::pool::Occupation;
 pub(crate) struct Status {
     /// The server's name.
     server: String,
-    /// Of this crate, and the revision it was built from.
+    /// The version of this crate, and the revision that it was built from.
     version: &'static str,
     revision: &'static str,
-    /// Now, by the clock of every `since_seconds` and `until_seconds`: how long ago the server was bound.
+    /// How long ago the server was bound: now, by the clock of every `since_seconds` and `until_seconds`.
     uptime_seconds: f64,
-    /// When the server was bound, in seconds since 1970. It tells one server from the next at the same address.
+    /// When the server was bound, in seconds since 1970. It distinguishes servers that follow one another at an address.
     started_timestamp_seconds: f64,
     /// `serving`, `lame_duck`, `draining` or `stopped`.
     phase: &'static str,
-    /// When the lame duck or the drain will be over at the latest; null in other phases.
+    /// When the lame duck or the drain ends at the latest; null in other phases.
     phase_until_seconds: Option<f64>,
-    /// Why `/readyz` says no; null while new work is welcome.
+    /// Why `/readyz` says no; null while the server takes new work.
     not_ready: Option<String>,
-    /// Why `/healthz` says no; null while the reactor comes round.
+    /// Why `/healthz` says no; null while the reactor is alive.
     unhealthy: Option<String>,
     limits: Limits,
-    /// The upper bounds of the histograms' buckets, each inclusive, ascending; the last bucket has none.
+    /// The upper bounds of the histograms' buckets, ascending. Each bound is in its bucket; the last bucket has no bound.
     latency_bounds_seconds: Vec<f64>,
     pool: Pool,
     connections: Connections,
     /// Failed accepts, by kind.
     accept_errors_total: BTreeMap<&'static str, u64>,
-    /// Readable until answered: what the server adds to each message.
+    /// From when a message is readable until its answer is sent: the latency that the server adds.
     echo_latency: Histogram,
     received_bytes_total: u64,
     sent_bytes_total: u64,
@@ -59,10 +59,10 @@ struct Limits {
     workers: usize,
     queue_capacity: usize,
     connections: usize,
-    /// The most connections that the listen queue holds, after the kernel has cut what was asked for. Null where it does
-    /// not tell.
+    /// The most connections that the listen queue holds, after the kernel has cut what was asked for. Null if the kernel
+    /// does not tell.
     backlog: Option<u32>,
-    /// The age of the oldest waiting connection from which the server counts as overloaded.
+    /// If the oldest waiting connection is older than this, the server counts as overloaded.
     queue_wait_seconds: Option<f64>,
     idle_timeout_seconds: Option<f64>,
     /// The silence after which the kernel probes a client.
@@ -70,11 +70,11 @@ struct Limits {
     write_timeout_seconds: f64,
     lame_duck_seconds: f64,
     drain_timeout_seconds: f64,
-    /// What happens to newcomers at a limit: `wait`, `reject` or `evict`.
+    /// What happens to new connections at a limit: `wait`, `reject` or `evict`.
     overload: &'static str,
 }
 
-/// The pool's numbers, named as its metrics.
+/// The pool's numbers, with the names of its metrics.
 #[derive(Debug, Serialize)]
 struct Pool {
     busy: usize,
@@ -90,13 +90,13 @@ struct Pool {
     jobs_total: BTreeMap<&'static str, u64>,
     /// Jobs refused, by reason.
     rejected_total: BTreeMap<&'static str, u64>,
-    /// Submitted until a worker took it.
+    /// How long jobs waited from their submission until a worker took them.
     queue_wait: Histogram,
     /// How long jobs held their worker.
     job_duration: Histogram,
 }
 
-/// Connections open now by state, and all there ever were.
+/// Connections that are open now, by state, and all connections so far.
 #[derive(Debug, Serialize)]
 struct Connections {
     idle: u64,
@@ -104,16 +104,17 @@ struct Connections {
     active: u64,
     closing: u64,
     accepted_total: u64,
-    /// Those turned away, by reason.
+    /// Connections that were refused, by reason.
     rejected_total: BTreeMap<&'static str, u64>,
-    /// Those closed, by reason.
+    /// Connections that were closed, by reason.
     closed_total: BTreeMap<&'static str, u64>,
 }
 
 /// Durations counted by size; all numbers only rise.
 #[derive(Debug, Serialize)]
 struct Histogram {
-    /// How many fell into each bucket of `latency_bounds_seconds`, and last how many were longer. Not cumulative.
+    /// How many durations each bucket of `latency_bounds_seconds` has, not cumulative. The last number counts those that were
+    /// longer than every bound.
     counts: Vec<u64>,
     sum_seconds: f64,
 }
@@ -123,19 +124,19 @@ struct Histogram {
 struct Worker {
     /// `idle` or `busy`.
     state: &'static str,
-    /// Since when.
+    /// When it became so.
     since_seconds: f64,
     /// Jobs taken so far, the running one included.
     jobs: u64,
-    /// Of a busy worker: whom it serves. Missing for the instant before it has said so.
+    /// The connection that a busy worker serves. It is missing for the moment until the worker has noted it.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     serves: Option<Serves>,
 }
 
-/// Whom a busy worker serves.
+/// The connection that a busy worker serves.
 #[derive(Debug, Serialize)]
 struct Serves {
-    /// The connection's number, in the order they were accepted.
+    /// The connection's number, in the order in which connections were accepted.
     connection: u64,
     peer: SocketAddr,
     /// Bytes read from it in this turn so far.
@@ -143,7 +144,7 @@ struct Serves {
 }
 
 impl ServerHandle {
-    /// What `/status.json` shows.
+    /// The content of `/status.json`.
     pub(crate) fn status(&self) -> Status {
         let core = &self.core;
         let pool = self.pool.stats();
@@ -204,7 +205,7 @@ impl ServerHandle {
             received_bytes_total: totals.received,
             sent_bytes_total: totals.sent,
             workers,
-            // Last, so that nothing above is said to have begun after it.
+            // It is read last, so that no time above is later.
             uptime_seconds: seconds(core.clock.now_ns()),
         }
     }
@@ -227,9 +228,9 @@ impl Worker {
 }
 
 impl Serves {
-    /// Whom the worker of this cell serves in the turn that started then.
+    /// The connection that the worker of this cell serves in the turn that started then.
     fn read(cell: &Cell, started_ns: u64) -> Option<Self> {
-        // Before the note, and so without the bytes of a turn after the one it tells of.
+        // It is read before the stint, so it has no bytes of a later turn.
         let received = cell.received.get();
         let served = cell.stint.read().filter(|served| served.started_ns == started_ns)?;
         let turn_bytes = received.saturating_sub(served.received_before);
