@@ -1,4 +1,4 @@
-//! `millpond load` finds a right service right, and sees whatever is wrong with another.
+//! `millpond load` reports a correct service as correct, and sees each fault of another. Outages are in `outages.rs`.
 
 mod common;
 
@@ -16,10 +16,10 @@ use common::{Millpond, eventually};
 use rustix::process::Signal;
 use socket2::{Domain, SockRef, Socket, Type};
 
-// A service that is right.
+// A service that is correct.
 
 #[test]
-fn a_right_service_is_found_right_and_the_numbers_add_up() {
+fn a_correct_service_is_reported_as_correct_and_the_numbers_add_up() {
     let peer = Peer::right();
     let ran = load(peer.address, "-c 8 --count 5000");
     assert_eq!(ran.code, Some(0), "{}", ran.json);
@@ -37,7 +37,7 @@ fn a_right_service_is_found_right_and_the_numbers_add_up() {
     let names = ["p50", "p90", "p99", "p99_9", "p99_99", "max"];
     let latencies = names.map(|name| ran.number(&format!("latency_{name}_ns")));
     assert!(latencies[0] > 0 && latencies.is_sorted(), "{latencies:?}");
-    // Nothing else is as fast as the slowest, nor slower than the whole.
+    // No connection can be silent for longer than the run.
     assert!(ran.float("longest_silence_seconds") <= elapsed, "{}", ran.json);
 }
 
@@ -49,7 +49,7 @@ fn every_connection_is_read_to_its_end_and_none_is_reset() {
 }
 
 #[test]
-fn the_count_is_exact_however_it_is_shared_out() {
+fn the_count_is_exact_for_any_number_of_connections_and_threads() {
     for flags in ["-c 7 --threads 3 --count 1001", "-c 50 --count 3", "-c 5 --pipeline 7 --count 1001"] {
         let peer = Peer::right();
         let ran = load(peer.address, &format!("{flags} --size 100"));
@@ -77,7 +77,7 @@ fn sizes_are_drawn_from_their_range_and_by_the_seed() {
 
 #[test]
 fn large_messages_go_out_and_come_back_at_the_same_time() {
-    // The echo takes nothing more while it cannot send: a client that only reads after it has sent all would
+    // The echo takes nothing more while it cannot send. A client that reads only after it has sent everything would
     // wait for ever.
     let peer = Peer::right();
     let ran = load(peer.address, "-c 2 --size 16MiB --count 4");
@@ -85,8 +85,8 @@ fn large_messages_go_out_and_come_back_at_the_same_time() {
 }
 
 #[test]
-fn as_many_messages_are_on_their_way_as_asked_for() {
-    // Answers four at a time, so that with three it would wait for ever.
+fn the_pipeline_is_as_long_as_its_flag_says() {
+    // The service answers four messages at a time. With three on their way it would wait for ever.
     let gather = || {
         let held = Mutex::new(Vec::new());
         Peer::answering(move |_, _, piece| {
@@ -125,7 +125,7 @@ fn the_warm_up_is_sent_and_not_counted() {
 
 // Bytes that are wrong.
 
-/// A service that flips a bit of one byte in a million, and remembers where.
+/// The service flips a bit of one byte in a million, and remembers where.
 #[test]
 fn a_byte_flipped_in_a_million_is_seen_where_it_was_flipped() {
     type Flips = Arc<Mutex<HashSet<(u64, u8, u8)>>>;
@@ -144,7 +144,7 @@ fn a_byte_flipped_in_a_million_is_seen_where_it_was_flipped() {
     let ran = load(peer.address, "-c 4 --size 1KiB --count 8000");
     let found = ran.failed_by("mismatch");
     let flips = flips.lock().expect("flips");
-    assert_eq!(found, flips.len() as u64, "a byte at a time: {}", ran.json);
+    assert_eq!(found, flips.len() as u64, "one mismatch for each flip: {}", ran.json);
     assert!((3..10).contains(&found), "{found} of eight million");
     for mismatch in ran.mismatches() {
         let first = |name: &str| {
@@ -161,7 +161,7 @@ fn a_byte_flipped_in_a_million_is_seen_where_it_was_flipped() {
     assert_eq!(ran.number("messages") + ran.number("messages_lost"), 8000);
 }
 
-/// The only mismatch of a run against a peer that treats one byte after 1000 of its first connection in a way of its own.
+/// The only mismatch of a run. The peer spoils the piece that holds byte 1000 of its first connection.
 fn mismatch(spoil: impl Fn(usize, &mut Vec<u8>) + Send + Sync + 'static) -> serde_json::Value {
     let peer = Peer::answering(move |number, offset, piece| {
         let end = offset + piece.len() as u64;
@@ -170,7 +170,7 @@ fn mismatch(spoil: impl Fn(usize, &mut Vec<u8>) + Send + Sync + 'static) -> serd
             spoil(place, piece);
         }
     });
-    // With some seeds the first byte that is not in its place is the same as the one that is, by accident.
+    // With some other seeds, the first wrong byte happens to have the right value.
     let ran = load(peer.address, "-c 1 --size 2000 --count 3 --seed 1");
     assert_eq!(ran.failed_by("mismatch"), 1);
     assert_eq!((ran.number("messages"), ran.number("messages_lost")), (2, 1));
@@ -207,7 +207,7 @@ fn reordered_bytes_are_seen() {
 
 #[test]
 fn bytes_after_the_last_answer_are_seen() {
-    // Held back until the client has said that it is done.
+    // The service holds them back until the client has ended its side.
     let last = Mutex::new(Vec::new());
     let peer = Peer::answering(move |_, _, piece| {
         if piece.is_empty() {
@@ -243,7 +243,7 @@ fn another_connections_bytes_are_seen() {
             stream.read_exact(message).expect("a message");
         }
         for (stream, message) in pair.iter_mut().zip(messages.iter().rev()) {
-            stream.write_all(message).expect("it takes it");
+            stream.write_all(message).expect("the client reads");
         }
     });
     let ran = load(peer.address, "-c 2 --count 2 --seed 1");
@@ -259,7 +259,7 @@ fn another_connections_bytes_are_seen() {
 fn mismatches_beyond_those_shown_are_counted() {
     let peer = Peer::answering(|_, _, piece| piece.iter_mut().for_each(|byte| *byte = !*byte));
     let ran = load(peer.address, "-c 5 --duration 10s");
-    // Each of the five gives up after ten.
+    // Each of the five connections gives up after ten failures.
     assert_eq!(ran.failed_by("mismatch"), 50);
     assert_eq!(ran.mismatches().len(), 10);
 }
@@ -272,19 +272,19 @@ fn a_connection_closed_early_is_counted_and_opened_anew() {
         let mut message = [0; 512];
         for _ in 0..5 {
             stream.read_exact(&mut message).expect("a message");
-            stream.write_all(&message).expect("it takes it");
+            stream.write_all(&message).expect("the client reads");
         }
         let _ = stream.read_exact(&mut message);
     });
     let ran = load(peer.address, "-c 1 --count 20");
-    // 5 and a lost one, three times; then two.
+    // Three times five answers and a lost message, and then two answers.
     assert_eq!(ran.failed_by("closed_early"), 3);
     assert_eq!((ran.number("messages"), ran.number("messages_lost")), (17, 3));
     assert_eq!((ran.number("connections_opened"), ran.number("connections_never_answered")), (4, 0));
 }
 
 #[test]
-fn a_reset_is_told_from_a_close() {
+fn a_reset_and_a_close_are_counted_apart() {
     let peer = Peer::start(|mut stream, _, _| {
         let _ = stream.read_exact(&mut [0; 512]);
         SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("it can be set");
@@ -295,19 +295,8 @@ fn a_reset_is_told_from_a_close() {
 }
 
 #[test]
-fn nobody_there_is_refused_and_given_up() {
-    let address = {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-        listener.local_addr().expect("an address")
-    };
-    let ran = load(address, "-c 3");
-    assert_eq!(ran.failed_by("connect_refused"), 30);
-    assert_eq!(ran.number("messages"), 0);
-}
-
-#[test]
 fn a_connection_that_is_never_made_times_out() {
-    // Nobody accepts, and the backlog is full: the kernel drops whoever knocks.
+    // No process accepts, and the listen queue is full, so the kernel drops further connects.
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
     socket.listen(0).expect("it listens");
@@ -320,7 +309,7 @@ fn a_connection_that_is_never_made_times_out() {
 }
 
 #[test]
-fn an_answer_that_never_comes_times_out_or_is_missed_at_the_end() {
+fn an_answer_that_never_comes_times_out_or_is_missing_at_the_end() {
     let silent = || {
         Peer::start(|mut stream, _, _| {
             let mut bytes = [0; 4096];
@@ -338,11 +327,11 @@ fn an_answer_that_never_comes_times_out_or_is_missed_at_the_end() {
     assert!(silence >= 0.2, "{silence}");
 }
 
-// Those who wait.
+// Connections that wait.
 
 #[test]
-fn the_starved_of_a_thread_pool_are_named() {
-    // The classic recipe: each of four threads serves a connection to its end.
+fn the_starved_connections_of_a_thread_pool_are_counted() {
+    // Each of four threads serves a connection to its end, as many echo servers do.
     let (give, take) = mpsc::channel::<TcpStream>();
     let (give, take) = (Mutex::new(give), Arc::new(Mutex::new(take)));
     for _ in 0..4 {
@@ -363,7 +352,7 @@ fn the_starved_of_a_thread_pool_are_named() {
     let silence = ran.float("longest_silence_seconds");
     assert!(silence >= 0.5, "silent for the whole run, not {silence} s");
 
-    // As many workers serve as many clients and more.
+    // Four workers of millpond serve all eight.
     let server = Millpond::start(&["--workers", "4"]);
     let ran = load(server.echo, "-c 8 --duration 500ms");
     assert_eq!((ran.code, ran.number("connections_never_answered")), (Some(0), 0), "{}", ran.json);
@@ -381,11 +370,11 @@ fn stalling() -> Peer {
 }
 
 #[test]
-fn with_a_rate_a_stall_counts_for_all_that_were_due_in_it() {
+fn with_a_rate_a_stall_counts_for_all_messages_that_were_due_in_it() {
     let peer = stalling();
     let ran = load(peer.address, "-c 1 --rate 1000 --count 1500");
     assert_eq!((ran.code, ran.number("messages")), (Some(0), 1500), "{}", ran.json);
-    // 500 of 1500 were due in the stall: a tenth of all waited for 350 ms and more.
+    // 500 of 1500 messages were due in the stall, so a tenth of all waited for 350 ms or more.
     let ms = |name: &str| ran.number(name) / 1_000_000;
     assert!(ms("latency_p90_ns") >= 300, "{}", ran.json);
     assert!(ms("latency_p99_ns") >= 450, "{}", ran.json);
@@ -403,13 +392,14 @@ fn without_a_rate_a_stall_is_a_single_slow_message() {
 }
 
 #[test]
-fn what_was_due_and_never_sent_is_told() {
-    // Ten milliseconds for each, and a message due every millisecond.
+fn messages_that_were_due_and_never_sent_are_counted_and_no_success() {
+    // An answer takes ten milliseconds, and a message is due every millisecond.
     let peer = Peer::answering(|_, _, _| thread::sleep(Duration::from_millis(10)));
     let ran = load(peer.address, "-c 1 --rate 1000 --duration 500ms");
-    assert_eq!(ran.code, Some(0), "late, not wrong: {}", ran.json);
+    assert_eq!((ran.code, ran.number("errors")), (Some(1), 0), "{}", ran.json);
     assert_eq!(ran.number("messages") + ran.number("messages_overdue"), 500, "{}", ran.json);
     assert!(ran.number("messages_overdue") > 400, "{}", ran.json);
+    assert_eq!(ran.number("latency_at_least_messages"), ran.number("messages_overdue"), "{}", ran.json);
 }
 
 #[test]
@@ -433,8 +423,8 @@ fn idle_connections_stay_open_and_silent() {
 }
 
 #[test]
-fn an_idle_connection_that_is_closed_or_spoken_to_is_counted() {
-    // Ten close at once, the next ten say something, and the rest echo.
+fn an_idle_connection_that_is_closed_or_gets_a_byte_is_counted() {
+    // The peer closes ten at once, writes to the next ten, and echoes the rest.
     let peer = Peer::start(|mut stream, number, seen| match number {
         0..10 => {}
         10..20 => {
@@ -446,6 +436,7 @@ fn an_idle_connection_that_is_closed_or_spoken_to_is_counted() {
     let ran = load(peer.address, "-c 2 --idle 50 --duration 300ms");
     assert_eq!((ran.code, ran.number("errors")), (Some(1), 20), "{}", ran.json);
     assert_eq!((ran.failures("idle_closed"), ran.failures("mismatch")), (10, 10));
+    assert_eq!(ran.number("connections_idle_kept"), 30);
     assert_eq!(ran.mismatches()[0]["got_hex"], "68656c6c6f");
 }
 
@@ -496,7 +487,7 @@ fn program(args: &[&str]) -> (Option<i32>, String, String) {
 }
 
 #[test]
-fn the_table_says_it_for_a_person() {
+fn the_table_is_for_a_person() {
     let peer = Peer::right();
     let (code, stdout, stderr) = program(&["load", &peer.address.to_string(), "-c2", "--count=1234"]);
     assert_eq!((code, stderr.as_str()), (Some(0), ""));
@@ -542,7 +533,7 @@ fn a_mistake_is_named_in_one_line_with_its_remedy() {
 }
 
 #[test]
-fn more_connections_than_descriptors_are_refused_beforehand() {
+fn more_connections_than_descriptors_are_refused_before_the_run() {
     let script = "ulimit -n 200; exec \"$0\" load 127.0.0.1:7 -c 100 --idle 37";
     let mut command = Command::new("sh");
     let output = command.args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).output().expect("a shell");

@@ -1,7 +1,7 @@
 //! `millpond load`: flags to a plan, and a run of it with progress, signals and an exit code.
 //!
-//! Parsing only validates, as in `config`. What the system must allow, descriptors and ports, is looked at before
-//! the first connection is opened.
+//! Parsing only validates, as in `config`. The program checks that the system allows enough descriptors and ports before
+//! it opens the first connection.
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -26,34 +26,35 @@ use crate::load::{self, Plan, Progress, Until};
 /// Sizes of messages.
 const SIZES: RangeInclusive<u64> = 1..=16 * 1024 * 1024;
 
-/// Enough for any machine, and few enough that descriptors are the limit.
+/// Enough for any machine. The number of descriptors is a lower limit on most.
 const MAX_CONNECTIONS: usize = 1_000_000;
 
-/// Messages on their way on one connection.
+/// Messages that may be on their way on one connection.
 const MAX_PIPELINE: usize = 10_000;
 
-/// Threads unless asked for more: one sends some hundred thousand messages a second, and a server on the same machine
-/// needs processors too.
+/// Threads by default. One thread sends about a hundred thousand messages a second, and a server on the same machine needs
+/// processors too.
 const THREADS: usize = 2;
 
 const ABOUT: &str = "Sends messages to an echo service, and checks every byte that comes back";
 
 const LONG_ABOUT: &str = "\
-Sends messages to an echo service, and checks every byte that comes back: lost, repeated, moved, changed and foreign bytes \
-are all seen, and reported with the connection and the offset.
+Sends messages to an echo service, and checks every byte that comes back. It sees lost, repeated, moved, changed and foreign \
+bytes, and reports each with the connection and the offset.
 
-Each connection sends its next message when the last is back, as fast as it goes; or with --rate when it is due, and then \
-latencies are measured from that time, late or not. This is a load generator: aim it at your own services only.";
+Each connection sends its next message when the last is back. With --rate it sends when the message is due, and the latency \
+counts from that time, even if the message is sent late. A message that is never answered counts as waiting to the end of the \
+run, so its latency is at least that long. This is a load generator: aim it at your own services only.";
 
 const AFTER_HELP: &str = "\
 Durations are numbers with units: 250ms, 30s, 5m. Sizes are bytes, or with units: 64KiB.
 
 SIGINT (Ctrl-C), SIGTERM or SIGHUP ends the run early, with its report; a second one ends it at once.
 
-Exit codes: 0 every byte was right, and nothing failed; 1 something failed, or it could not start; 2 usage; 130 second \
-signal.";
+Exit codes: 0 every message that was due was answered, every byte was right, and nothing failed; 1 something failed, a \
+message was overdue, no message was answered, or it could not start; 2 usage; 130 second signal.";
 
-/// What `millpond load` is asked to do.
+/// The flags of `millpond load`.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "millpond load",
@@ -148,7 +149,7 @@ fn sizes(text: &str) -> Result<Sizes, String> {
 impl Flags {
     pub(super) fn plan(&self) -> Plan {
         let processors = available_parallelism().map_or(1, usize::from);
-        // For JSON readers that know no larger whole numbers, and for people.
+        // Short enough for a person to type, and for JSON readers that keep numbers as floats.
         let random = || RandomState::new().build_hasher().finish() % (1 << 32);
         Plan {
             address: self.address,
@@ -167,8 +168,7 @@ impl Flags {
     }
 }
 
-/// Parses what follows `load` on the command line. `Err` is the exit code, after help was printed or a mistake
-/// was named.
+/// Parses what follows `load` on the command line. If it printed help or an error, it returns the exit code as `Err`.
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Flags, ExitCode> {
     let args = std::iter::once(OsString::from("millpond load")).chain(args);
     Flags::try_parse_from(args).map_err(|error| said(&error, "see millpond load --help"))
@@ -210,9 +210,9 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
     } else {
         summary::table(&plan, &report, stop.load(Ordering::Relaxed))
     };
-    // A closed standard output is no reason to fail.
+    // The exit code tells the result even if standard output is closed.
     let _ = io::stdout().write_all(text.as_bytes());
-    if report.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
+    if report.is_good() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 
 fn enough_descriptors(plan: &Plan, limit: u64) -> Result<(), String> {
@@ -258,7 +258,7 @@ impl Meter {
         let fresh = progress.messages.saturating_sub(self.last);
         self.last = progress.messages;
         self.shown = true;
-        // Back to the start of the line, and to its end what the last one left there.
+        // Goes back to the start of the line, and clears what is left of the last one.
         let _ = write!(
             io::stderr(),
             "\r{:.0} s: {fresh} messages in the last second, {} connections open, {} errors\x1b[K",

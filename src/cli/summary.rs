@@ -1,4 +1,6 @@
 //! What a run of `millpond load` has found, as a table for a person or as JSON for a program.
+//!
+//! A number that was not measured is missing: it is null in JSON, and the table says in words that there is none.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -6,7 +8,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde_json::{Map, Value, json};
 
-use crate::load::{Failure, Origin, Plan, Report, Until};
+use crate::load::{FAILURES_IN_ROW, Failure, Origin, Plan, Report, Until};
 
 /// The percentiles reported, with their names in JSON.
 const PERCENTILES: [(f64, &str, &str); 5] = [
@@ -17,7 +19,7 @@ const PERCENTILES: [(f64, &str, &str); 5] = [
     (99.99, "p99.99", "latency_p99_99_ns"),
 ];
 
-/// Width of a column of the latencies.
+/// The width of a column of the latencies.
 const COLUMN: usize = 10;
 
 /// The report for a person. Every line but the first begins with what it is about.
@@ -27,13 +29,16 @@ pub(crate) fn table(plan: &Plan, report: &Report, stopped: bool) -> String {
         // Writing into a string does not fail.
         let _ = writeln!(text, "{name:<16} {value}");
     };
-    line(
-        "messages",
-        &format!("{}   {}/s", grouped(report.messages), grouped(whole(report.rate(report.messages)))),
-    );
-    let per_second = ByteSize(whole(report.rate(report.bytes)));
-    line("bytes each way", &format!("{}   {per_second}/s", grouped(report.bytes)));
-    if report.messages > 0 {
+    let rate = |count: u64, shown: fn(u64) -> String| match report.rate(count) {
+        Some(rate) => format!("{}/s", shown(whole(rate))),
+        None => "no rate: counting had not begun".to_owned(),
+    };
+    line("messages", &format!("{}   {}", grouped(report.messages), rate(report.messages, grouped)));
+    let size = |bytes: u64| ByteSize(bytes).to_string();
+    line("bytes each way", &format!("{}   {}", grouped(report.bytes), rate(report.bytes, size)));
+    if report.latencies.is_empty() {
+        line("latency", "none: no message was due after the warm-up");
+    } else {
         let names = PERCENTILES.iter().map(|(_, name, _)| *name).chain(["max"]);
         line("latency", names.map(|name| format!("{name:>COLUMN$}")).collect::<String>().trim_start());
         let values =
@@ -42,8 +47,31 @@ pub(crate) fn table(plan: &Plan, report: &Report, stopped: bool) -> String {
         let row: String = values.map(|ns| format!("{:>COLUMN$}", short(Duration::from_nanos(ns)))).collect();
         line("", row.trim_start());
     }
-    line("longest silence", &short(report.longest_silence));
-    line("never answered", &format!("{} of {} connections", report.never_answered, grouped(report.asked)));
+    if report.without_answer() > 0 {
+        let unanswered = grouped(report.without_answer());
+        line(
+            "at least",
+            &format!("{unanswered} messages without an answer count as waiting to the end of the run"),
+        );
+    }
+    line("longest silence", &report.longest_silence.map_or("none: nothing was wanted".to_owned(), short));
+    let never_answered = match report.asked {
+        0 => "no message went out on any connection".to_owned(),
+        asked => format!("{} of {} connections", grouped(report.never_answered), grouped(asked)),
+    };
+    line("never answered", &never_answered);
+    if report.given_up > 0 {
+        let (given_up, all) = (grouped(report.given_up), grouped(plan.connections as u64));
+        let end = if report.given_up == plan.connections as u64 { ", which ended the run" } else { "" };
+        line(
+            "given up",
+            &format!("{given_up} of {all} connections, after {FAILURES_IN_ROW} failures in a row{end}"),
+        );
+    }
+    if plan.idle > 0 {
+        let (kept, all) = (grouped(report.idle_kept), grouped(plan.idle as u64));
+        line("idle", &format!("{kept} of {all} connections were open at the end"));
+    }
     if plan.rate.is_some() {
         line("overdue", &format!("{} messages were due and not sent", grouped(report.overdue)));
     }
@@ -89,14 +117,14 @@ fn heading(plan: &Plan, report: &Report, stopped: bool) -> String {
     text
 }
 
-/// What to do about a failure that is this machine's, not the service's.
+/// The cause or the remedy of a failure, if it is not the service's fault alone.
 fn remedy(failure: Failure) -> Option<&'static str> {
     match failure {
         Failure::NoPorts => {
             Some("no local port is free: ask for fewer connections, or widen net.ipv4.ip_local_port_range")
         }
         Failure::NoDescriptors => Some("too many open files: ask for fewer connections, or raise ulimit -n"),
-        Failure::ConnectRefused => Some("nobody listens there"),
+        Failure::ConnectRefused => Some("no process listens there"),
         _ => None,
     }
 }
@@ -128,6 +156,7 @@ pub(crate) fn json(plan: &Plan, report: &Report, stopped: bool) -> String {
         Until::Time(duration) => (Some(duration.as_secs_f64()), None),
         Until::Count(count) => (None, Some(count)),
     };
+    let measured = !report.latencies.is_empty();
     let mut object = json!({
         "address": plan.address.to_string(),
         "connections": plan.connections,
@@ -150,23 +179,33 @@ pub(crate) fn json(plan: &Plan, report: &Report, stopped: bool) -> String {
         "bytes_per_second": report.rate(report.bytes),
         "messages_lost": report.lost,
         "messages_overdue": report.overdue,
-        "latency_mean_ns": report.latencies.mean(),
-        "latency_max_ns": report.latencies.max(),
-        "longest_silence_seconds": report.longest_silence.as_secs_f64(),
+        "latency_at_least_messages": report.without_answer(),
+        "latency_mean_ns": measured.then(|| report.latencies.mean()),
+        "latency_max_ns": measured.then(|| report.latencies.max()),
+        "latency_answered_max_ns": report.slowest_answer.map(whole_ns),
+        "longest_silence_seconds": report.longest_silence.map(|silence| silence.as_secs_f64()),
+        "connections_attempted": report.attempted,
         "connections_opened": report.opened,
         "connections_asked": report.asked,
         "connections_never_answered": report.never_answered,
+        "connections_given_up": report.given_up,
+        "connections_idle_kept": report.idle_kept,
         "errors": report.failed(),
         "errors_by_kind": by_kind,
         "mismatches": mismatches,
     });
     for (percentile, _, name) in PERCENTILES {
-        object[name] = report.latencies.value_at_percentile(percentile).into();
+        object[name] = measured.then(|| report.latencies.value_at_percentile(percentile)).into();
     }
     format!("{object}\n")
 }
 
-/// A number with its thousands apart.
+/// A time in whole nanoseconds.
+fn whole_ns(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// A number with commas between its thousands.
 fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
@@ -188,7 +227,7 @@ fn whole(rate: f64) -> u64 {
     rate.round() as u64
 }
 
-/// A time to three digits or so: `7.12 us`, `534 ms`, `12.0 s`.
+/// A time to about three digits: `7.12 us`, `534 ms`, `12.0 s`.
 fn short(time: Duration) -> String {
     let ns = time.as_secs_f64() * 1e9;
     let (value, unit) = match ns {

@@ -1,6 +1,6 @@
 //! Connections that stay open and silent beside the load, on a thread of their own.
 //!
-//! Each is opened once. It fails when it cannot be opened, when its peer closes it, or when a byte comes on it.
+//! Each is opened once. It fails if it cannot be opened, if its peer closes it, or if a byte comes on it.
 
 use std::io;
 use std::sync::atomic::Ordering;
@@ -16,10 +16,10 @@ use super::report::{Failure, Tally};
 use super::slot::{Bad, PIECE, Received, Slot, Stage};
 use super::{Live, Shared};
 
-/// Connections that are being made at a time: fewer than the shortest of usual backlogs, 128.
+/// Connections that are being made at a time. A listen queue usually holds 128 or more.
 const CONNECTS_AT_ONCE: usize = 64;
 
-/// Between two looks at times, and at whether the run is over.
+/// The time between two looks at the timeouts, and at whether the run is over.
 const SWEEP: Duration = Duration::from_millis(100);
 
 /// The silent connections of a run.
@@ -30,7 +30,7 @@ pub(super) struct Idle<'run> {
     live: &'run Live,
     poll: Poll,
     slots: Vec<Slot>,
-    /// The first that was not opened yet, and how many are being made.
+    /// The first slot that was not opened yet, and the number of connections that are being made.
     next: usize,
     connecting: usize,
     buffer: Box<[u8]>,
@@ -53,7 +53,7 @@ impl<'run> Idle<'run> {
         })
     }
 
-    /// Opens all, says so, and watches them until `until` is closed.
+    /// Opens all, sends on `open` when that is done, and watches them until `until` is closed.
     pub(super) fn run(mut self, open: &Sender<()>, until: &Receiver<()>) -> io::Result<Tally> {
         let mut events = Events::with_capacity(1024);
         let mut told = false;
@@ -63,7 +63,7 @@ impl<'run> Idle<'run> {
             }
             if !told && (self.connecting == 0 || self.shared.stopped()) {
                 told = true;
-                // Nobody may wait any more.
+                // If another thread could not be started, the receiver is gone.
                 let _ = open.send(());
             }
             match self.poll.poll(&mut events, Some(SWEEP)) {
@@ -81,6 +81,8 @@ impl<'run> Idle<'run> {
             }
             self.sweep();
             if until.try_recv() == Err(TryRecvError::Disconnected) {
+                let open = self.slots.iter().filter(|slot| slot.stage == Stage::Open);
+                self.tally.idle_kept = open.count() as u64;
                 return Ok(self.tally);
             }
         }
@@ -101,12 +103,12 @@ impl<'run> Idle<'run> {
     fn connected(&mut self, place: usize) {
         self.connecting -= 1;
         match self.slots[place].connected() {
-            Ok(()) => self.slots[place].stage = Stage::Open,
+            Ok(_) => self.tally.opened += 1,
             Err(failure) => self.fail(place, failure),
         }
     }
 
-    /// Something came, which nothing should.
+    /// Reads from a connection on which no byte and no end is expected.
     fn look(&mut self, place: usize) {
         let slot = &mut self.slots[place];
         if slot.stage != Stage::Open {
@@ -116,8 +118,8 @@ impl<'run> Idle<'run> {
             Ok(Received::Drained | Received::More) => {}
             Ok(Received::End) | Err(Bad::Socket(_)) => self.fail(place, Failure::IdleClosed),
             Err(Bad::Bytes { from, to }) => {
-                let opened = self.shared.opened.load(Ordering::Relaxed);
-                self.tally.mismatch(slot.talk.explain(&self.buffer[from..to], opened));
+                let attempted = self.shared.attempted.load(Ordering::Relaxed);
+                self.tally.mismatch(slot.talk.explain(&self.buffer[from..to], attempted));
                 self.fail(place, Failure::Mismatch);
             }
         }

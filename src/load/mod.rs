@@ -1,35 +1,39 @@
 //! The load generator: sends messages to any echo service, and checks every byte that comes back.
 //!
-//! It guarantees that a byte lost, repeated, moved, changed, or taken from another connection is seen, and that
-//! a message's time counts from when it was sent, or with a rate from when it was *due*, so that a server
-//! that stalls cannot hide behind a generator that waits for it ([coordinated omission]). It leaves flags,
-//! signals and printing to `cli`.
+//! It guarantees that it sees every byte that is lost, repeated, moved, changed, or taken from another connection.
+//! A message's latency counts from when the message was sent, or with a rate from when it was *due*. A server that
+//! stalls therefore cannot hide behind a generator that waits for it ([coordinated omission]). Messages that are never
+//! answered, and times without any answer, are in the report too. Flags, signals and printing are left to `cli`.
 //!
 //! A few threads each wait for their share of the connections. A *slot* holds one connection at a time and
-//! opens the next when one ends. Threads share nothing per message; each brings its own tally home at the end.
+//! opens the next when one ends. Threads share nothing per message, and each returns its own tally at the end.
 //!
 //! # A thread's phases
 //!
-//! 1. *Opening*: every connection is opened, for a limited time, before the first message. Then the thread is *ready*,
-//!    and waits until all are, so that they send at the same time.
-//! 2. *Running*: messages go out, until the time is over, the number is reached, or it is told to stop.
-//! 3. *Settling*: nothing new is sent; answers that are still due are waited for, for a limited time.
-//! 4. *Settled*: what has not come is written off. The thread waits until all have come this far, and closes
-//!    nothing: a service with few threads would turn to the starved as soon as the served are gone.
-//! 5. *Closing*: each connection is half-closed and read to its end, so that even bytes after the last answer
-//!    are seen.
+//! 1. *Opening*: the thread opens every connection, for a limited time, before the first message. Then it is *ready*
+//!    and waits until all threads are, so that they begin to send at the same time.
+//! 2. *Running*: messages go out until the time is over, the number is reached, the caller stops the run, or the slots of
+//!    all threads have given up.
+//! 3. *Settling*: the thread sends nothing new, and waits for the answers that are still missing, for a limited time.
+//! 4. *Settled*: the thread writes off the answers that have not come. It waits until all threads have come this far, and
+//!    closes nothing before. Otherwise a service with few threads would serve the starved connections as soon as
+//!    the others are closed.
+//! 5. *Closing*: the thread half-closes each connection and reads it to its end, so that it sees even bytes after the
+//!    last answer.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | `engine` | a thread: its slots, events, phases |
 //! | `idle` | connections that stay open and silent |
 //! | `slot` | one connection after another: stages, sending, receiving |
-//! | `talk` | what was sent on a connection, and whether what comes back is that |
+//! | `silence` | how long a slot has waited for a byte of an answer |
+//! | `talk` | what was sent on a connection, and whether what comes back is the same |
 //! | `pattern` | the bytes |
-//! | `dial` | opening sockets, from several source addresses if need be |
+//! | `dial` | opening sockets, from several source addresses if necessary |
 //! | `schedule` | when messages are due, and waiting for it |
+//! | `unanswered` | when messages were due that never got an answer |
 //! | `report` | errors by kind, mismatches, latencies |
-//! | `plan` | what a run is to do |
+//! | `plan` | what a run does |
 //!
 //! [coordinated omission]: https://www.youtube.com/watch?v=lJ8ydIuPFeU
 
@@ -42,8 +46,10 @@ mod plan;
 pub(crate) mod properties;
 mod report;
 mod schedule;
+mod silence;
 mod slot;
 mod talk;
+mod unanswered;
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -54,11 +60,12 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
 use self::dial::Dial;
 pub(crate) use self::dial::local_ports;
+pub(crate) use self::engine::FAILURES_IN_ROW;
 pub(crate) use self::plan::{Plan, Until};
 use self::report::Tally;
 pub(crate) use self::report::{Failure, Origin, Report};
 
-/// How often the caller of [`run`] hears how far it is.
+/// The time between two calls of [`run`]'s `progress`.
 const PROGRESS: Duration = Duration::from_secs(1);
 
 /// What the threads of a run share.
@@ -66,17 +73,19 @@ const PROGRESS: Duration = Duration::from_secs(1);
 struct Shared<'run> {
     /// The epoch of all times.
     start: Instant,
-    /// Connections opened so far, which numbers them from 1. Counted up by whoever opens one; the number itself
-    /// is all that matters, so relaxed.
-    opened: AtomicU64,
-    /// Set by the caller, by a signal handler for one, and read by all: end early. Relaxed, as nothing else is
-    /// handed over with it.
+    /// Connections begun so far, which numbers them from 1. Each thread adds one for a connection that it begins to
+    /// open. Relaxed, because nothing but the number depends on it.
+    attempted: AtomicU64,
+    /// Ends the run early. Set by the caller, for example in a signal handler, and read by all threads. Relaxed,
+    /// because no other data is published with it.
     stop: &'run AtomicBool,
-    /// Threads that are ready to send, and those that have settled; who is gone counts. Each adds itself once, and
-    /// goes on when all have. Relaxed, as nothing else is handed over with them.
+    /// Threads that are ready to send, that send nothing more, and that have settled. A thread that failed counts in
+    /// all three. Each thread adds itself once, and goes on when all have. Relaxed, because no other data is
+    /// published with them.
     ready: AtomicUsize,
+    finished: AtomicUsize,
     settled: AtomicUsize,
-    /// How far each thread is: written by it now and then, read for progress.
+    /// How far each thread is. The thread writes it in each sweep, and `progress` reads it.
     live: Vec<Live>,
 }
 
@@ -94,7 +103,7 @@ impl Shared<'_> {
 
     /// The next connection's number.
     fn number(&self) -> u64 {
-        self.opened.fetch_add(1, Ordering::Relaxed) + 1
+        self.attempted.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     fn stopped(&self) -> bool {
@@ -118,25 +127,26 @@ impl Shared<'_> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Progress {
     pub(crate) elapsed: Duration,
-    /// Answered so far, but for the warm-up's.
+    /// Answered so far, without those of the warm-up.
     pub(crate) messages: u64,
     pub(crate) failures: u64,
     /// Connections open now.
     pub(crate) open: u64,
 }
 
-/// Does what the plan says, on threads of its own, and blocks until that is done: for the plan's time, or until
-/// `stop` is set, and then for what a last answer and a clean close may take. `progress` is called once a second.
+/// Carries out the plan on threads of its own. It blocks for the plan's time, or until `stop` is set, and then for as long
+/// as the last answers and the clean closes take. It calls `progress` once a second.
 ///
 /// # Errors
 ///
-/// When a thread or a poller cannot be made.
+/// If a thread or a poller cannot be made.
 pub(crate) fn run(plan: &Plan, stop: &AtomicBool, mut progress: impl FnMut(Progress)) -> io::Result<Report> {
     let shared = Shared {
         start: Instant::now(),
-        opened: AtomicU64::new(0),
+        attempted: AtomicU64::new(0),
         stop,
         ready: AtomicUsize::new(0),
+        finished: AtomicUsize::new(0),
         settled: AtomicUsize::new(0),
         live: std::iter::repeat_with(Live::default).take(plan.threads + 1).collect(),
     };
@@ -144,15 +154,15 @@ pub(crate) fn run(plan: &Plan, stop: &AtomicBool, mut progress: impl FnMut(Progr
     let tally = thread::scope(|scope| {
         let tally = share_out(plan, (shared, dial), scope, &mut progress);
         if tally.is_err() {
-            // The others run in vain, and the scope waits for them.
+            // The scope waits for the other threads, and their results are not needed.
             stop.store(true, Ordering::Relaxed);
         }
         tally
     })?;
-    Ok(tally.into_report(shared.opened.load(Ordering::Relaxed)))
+    Ok(tally.into_report(shared.attempted.load(Ordering::Relaxed)))
 }
 
-/// Starts the threads, and collects what they have seen.
+/// Starts the threads, and adds up their tallies.
 fn share_out<'scope, 'run: 'scope>(
     plan: &'run Plan,
     (shared, dial): (&'run Shared<'run>, &'run Dial),
@@ -167,10 +177,10 @@ fn share_out<'scope, 'run: 'scope>(
         let idle = idle::Idle::new(plan, shared, dial)?;
         let builder = thread::Builder::new().name("mill-idle".to_owned());
         builder.spawn_scoped(scope, move || {
-            // Nobody waits for it when another thread has failed.
+            // If another thread has failed, the receiver is gone.
             let _ = home.send(idle.run(&open, &watched));
         })?;
-        // The load begins beside open connections, not while they are being opened.
+        // The load begins when the silent connections are open, not while they are being opened.
         wait(&opened, shared, progress);
     }
     let engines: Vec<_> = (0..plan.threads)
@@ -188,7 +198,7 @@ fn share_out<'scope, 'run: 'scope>(
     for _ in 0..plan.threads {
         report.merge(wait(&loads_home, shared, progress).unwrap_or_else(failed)?);
     }
-    // The idle ones were watched for as long as there was load.
+    // The silent connections are watched for as long as there is load.
     drop(until);
     if plan.idle > 0 {
         report.merge(wait(&idle_home, shared, progress).unwrap_or_else(failed)?);
@@ -196,11 +206,11 @@ fn share_out<'scope, 'run: 'scope>(
     Ok(report)
 }
 
-/// Waits for something to come, and tells of the progress meanwhile. `None` when nothing will come any more.
+/// Waits for a message, and calls `progress` meanwhile. `None` if the sender is gone.
 fn wait<T>(from: &Receiver<T>, shared: &Shared<'_>, progress: &mut impl FnMut(Progress)) -> Option<T> {
     loop {
         match from.recv_timeout(PROGRESS) {
-            Ok(come) => return Some(come),
+            Ok(message) => return Some(message),
             Err(RecvTimeoutError::Timeout) => progress(shared.progress()),
             Err(RecvTimeoutError::Disconnected) => return None,
         }

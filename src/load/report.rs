@@ -1,6 +1,10 @@
 //! What a run has found: each thread counts into a [`Tally`], and the tallies are added up to a [`Report`].
 //!
-//! Every failure is counted, by its kind; of mismatches the first [`MISMATCHES_SHOWN`] are kept whole.
+//! Every failure is counted by its kind. The first [`MISMATCHES_SHOWN`] mismatches are kept whole.
+//!
+//! The latencies hold every message that was due, answered or not. A message without an answer counts with the time from
+//! when it was due to the end of the run, because its latency is at least that. If such messages were left out, an outage
+//! would leave no trace in the percentiles. What was not measured at all is `None`, never 0.
 
 use std::fmt;
 use std::io;
@@ -8,19 +12,22 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// Mismatches that are kept: enough to see what they have in common.
+use super::unanswered::Unanswered;
+
+/// Mismatches that are kept. These are enough to see what they have in common.
 pub(super) const MISMATCHES_SHOWN: usize = 10;
 
-/// The longest latency told apart from longer ones. As long as any `--timeout` in use.
-const LATENCY_NS_MAX: u64 = 3_600_000_000_000;
+/// The longest latency told apart from longer ones: three years. A message can wait for the longest `--duration` and then
+/// for the longest `--timeout`, and each of them is at most a year.
+const LATENCY_NS_MAX: u64 = 3 * 365 * 24 * 3600 * 1_000_000_000;
 
-/// Digits of a latency: within a thousandth.
+/// Digits of a latency, which is then exact to a thousandth.
 const LATENCY_DIGITS: u8 = 3;
 
 /// What can go wrong with a connection. Each ends it, and is counted once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Failure {
-    /// Nobody listens.
+    /// No process listens at that address.
     ConnectRefused,
     /// The connection was not made in time.
     ConnectTimeout,
@@ -38,7 +45,7 @@ pub(crate) enum Failure {
     Mismatch,
     /// No byte came in time.
     AnswerTimeout,
-    /// At the end of the run the answer was not there.
+    /// At the end of the run the answer, or the connection, was still missing.
     Unanswered,
     /// A silent connection was closed by its peer.
     IdleClosed,
@@ -79,7 +86,7 @@ impl Failure {
         }
     }
 
-    /// Of an error while a connection is made.
+    /// Sorts an error that occurred while a connection was made.
     pub(super) fn of_connecting(error: &io::Error) -> Self {
         let errno = error.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
         match (errno, error.kind()) {
@@ -92,7 +99,7 @@ impl Failure {
         }
     }
 
-    /// Of an error on a connection that was made.
+    /// Sorts an error on a connection that had been made.
     pub(super) fn of_talking(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Failure::Reset,
@@ -109,25 +116,25 @@ pub(crate) struct Mismatch {
     pub(crate) connection: u64,
     /// Which byte of its stream is the first that differs, from 0.
     pub(crate) offset: u64,
-    /// What was to come there, the first bytes of it; empty when nothing was.
+    /// The first bytes that were expected there; empty if none were.
     pub(crate) expected: Vec<u8>,
-    /// What came, the first bytes of it.
+    /// The first bytes that came instead.
     pub(crate) got: Vec<u8>,
     pub(crate) origin: Origin,
 }
 
-/// Where the bytes that came belong.
+/// Where the bytes that came belong in what was sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Origin {
-    /// After them the stream goes on as it should.
+    /// They were changed in place, and the stream goes on correctly after them.
     Changed,
-    /// Further on in the stream: so many bytes are missing before them.
+    /// They belong further on in the stream: this many bytes are missing before them.
     Missing(u64),
-    /// Further back in the stream: they came again from this offset.
+    /// They belong further back in the stream: they came again from this offset.
     Repeated(u64),
-    /// To another connection, at this offset of its stream.
+    /// They belong to another connection, at this offset of its stream.
     Foreign { connection: u64, offset: u64 },
-    /// Nowhere, or there are too few to tell.
+    /// They belong nowhere, or there are too few to tell.
     Unknown,
 }
 
@@ -167,23 +174,34 @@ fn hex(bytes: &[u8]) -> String {
 /// What one thread has seen.
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// When counting began and when the thread sent nothing more; `None` if it did not send.
+    /// When counting began, and when the thread stopped sending. `None` if it did not send, or stopped in the warm-up.
     pub(super) span_ns: Option<(u64, u64)>,
     latencies: Histogram<u64>,
     /// When the last answer came.
     last_answer_ns: u64,
+    /// The longest latency of an answer that came.
+    slowest_answer_ns: u64,
     messages: u64,
     bytes: u64,
     /// Messages that were begun and whose answer never came whole.
-    pub(super) lost: u64,
+    lost: u64,
+    /// The lost messages that are not in the latencies yet.
+    unanswered: Unanswered,
     /// Messages that were due and had not been begun when the run ended.
-    pub(super) overdue: u64,
+    overdue: u64,
     failures: [u64; Failure::ALL.len()],
     mismatches: Vec<Mismatch>,
-    pub(super) longest_silence_ns: u64,
+    /// `None` if no connection and no answer was wanted.
+    longest_silence_ns: Option<u64>,
+    /// Connections that were made.
+    pub(super) opened: u64,
     /// Connections on which something was asked, and those of them that got no answer.
     pub(super) asked: u64,
     pub(super) never_answered: u64,
+    /// Slots that opened no more connections, because too many had failed in a row.
+    pub(super) given_up: u64,
+    /// Silent connections that were open at the end.
+    pub(super) idle_kept: u64,
 }
 
 impl Tally {
@@ -193,24 +211,56 @@ impl Tally {
             span_ns: None,
             latencies: latencies.expect("literal bounds are valid"),
             last_answer_ns: 0,
+            slowest_answer_ns: 0,
             messages: 0,
             bytes: 0,
             lost: 0,
+            unanswered: Unanswered::new(),
             overdue: 0,
             failures: [0; Failure::ALL.len()],
             mismatches: Vec::new(),
-            longest_silence_ns: 0,
+            longest_silence_ns: None,
+            opened: 0,
             asked: 0,
             never_answered: 0,
+            given_up: 0,
+            idle_kept: 0,
         }
     }
 
-    /// Counts an answer. It was waited for since `since_ns`.
+    /// Counts an answer to a message that was sent, or due, at `since_ns`.
     pub(super) fn answer(&mut self, bytes: u64, since_ns: u64, now_ns: u64) {
-        self.latencies.saturating_record(now_ns.saturating_sub(since_ns).max(1));
+        let latency_ns = now_ns.saturating_sub(since_ns).max(1);
+        self.latencies.saturating_record(latency_ns);
         self.last_answer_ns = now_ns;
+        self.slowest_answer_ns = self.slowest_answer_ns.max(latency_ns);
         self.messages += 1;
         self.bytes += bytes;
+    }
+
+    /// Counts a message whose answer will not come, while the run goes on. [`end`](Tally::end) tells how long it waited.
+    pub(super) fn lose(&mut self, since_ns: u64) {
+        self.lost += 1;
+        self.unanswered.add(since_ns);
+    }
+
+    /// Counts a message whose answer was waited for until now, after the run's end, and did not come.
+    pub(super) fn lose_after_the_end(&mut self, since_ns: u64, now_ns: u64) {
+        self.lost += 1;
+        self.latencies.saturating_record(now_ns.saturating_sub(since_ns).max(1));
+    }
+
+    /// Counts a message that was due and was not begun by `end_ns`.
+    pub(super) fn overdue(&mut self, due_ns: u64, end_ns: u64) {
+        self.overdue += 1;
+        self.latencies.saturating_record(end_ns.saturating_sub(due_ns).max(1));
+    }
+
+    /// Enters the messages that were lost while the run went on into the latencies. It ended at `end_ns`.
+    pub(super) fn end(&mut self, end_ns: u64) {
+        for (waited_ns, count) in self.unanswered.take(end_ns) {
+            self.latencies.saturating_record_n(waited_ns.max(1), count);
+        }
     }
 
     pub(super) fn fail(&mut self, failure: Failure) {
@@ -224,7 +274,7 @@ impl Tally {
     }
 
     pub(super) fn silence(&mut self, ns: u64) {
-        self.longest_silence_ns = self.longest_silence_ns.max(ns);
+        self.longest_silence_ns = self.longest_silence_ns.max(Some(ns));
     }
 
     pub(super) fn failed(&self) -> u64 {
@@ -237,9 +287,10 @@ impl Tally {
 
     /// The slowest answer so far.
     pub(super) fn slowest(&self) -> Duration {
-        Duration::from_nanos(self.latencies.max())
+        Duration::from_nanos(self.slowest_answer_ns)
     }
 
+    /// Adds what another thread has counted. Both must have come to their [`end`](Tally::end).
     pub(super) fn merge(&mut self, other: Tally) {
         self.span_ns = match (self.span_ns, other.span_ns) {
             (Some((from, to)), Some((from_too, to_too))) => Some((from.min(from_too), to.max(to_too))),
@@ -247,6 +298,7 @@ impl Tally {
         };
         self.latencies.add(&other.latencies).expect("the bounds are the same");
         self.last_answer_ns = self.last_answer_ns.max(other.last_answer_ns);
+        self.slowest_answer_ns = self.slowest_answer_ns.max(other.slowest_answer_ns);
         self.messages += other.messages;
         self.bytes += other.bytes;
         self.lost += other.lost;
@@ -254,15 +306,19 @@ impl Tally {
         self.failures.iter_mut().zip(other.failures).for_each(|(sum, more)| *sum += more);
         self.mismatches.extend(other.mismatches);
         self.mismatches.truncate(MISMATCHES_SHOWN);
-        self.silence(other.longest_silence_ns);
+        self.longest_silence_ns = self.longest_silence_ns.max(other.longest_silence_ns);
+        self.opened += other.opened;
         self.asked += other.asked;
         self.never_answered += other.never_answered;
+        self.given_up += other.given_up;
+        self.idle_kept += other.idle_kept;
     }
 
-    pub(super) fn into_report(mut self, opened: u64) -> Report {
+    /// The report of a run that began to open so many connections.
+    pub(super) fn into_report(mut self, attempted: u64) -> Report {
         self.mismatches.sort_by_key(|mismatch| mismatch.connection);
         let (from_ns, to_ns) = self.span_ns.unwrap_or_default();
-        // Answers that came after the last message was sent have taken their time too.
+        // The time until the last answer belongs to the run, also if nothing was sent any more.
         let elapsed_ns = to_ns.max(self.last_answer_ns).saturating_sub(from_ns);
         Report {
             elapsed: Duration::from_nanos(elapsed_ns),
@@ -273,15 +329,19 @@ impl Tally {
             overdue: self.overdue,
             failures: self.failures,
             mismatches: self.mismatches,
-            longest_silence: Duration::from_nanos(self.longest_silence_ns),
-            opened,
+            longest_silence: self.longest_silence_ns.map(Duration::from_nanos),
+            slowest_answer: (self.messages > 0).then_some(Duration::from_nanos(self.slowest_answer_ns)),
+            attempted,
+            opened: self.opened,
             asked: self.asked,
             never_answered: self.never_answered,
+            given_up: self.given_up,
+            idle_kept: self.idle_kept,
         }
     }
 }
 
-/// What a run has found. The warm-up's failures are in it, its messages are not.
+/// What a run has found. It includes the failures of the warm-up, and not its messages.
 #[derive(Debug)]
 pub(crate) struct Report {
     /// From the end of the warm-up to the end of the run or the last answer, whichever was later.
@@ -289,18 +349,30 @@ pub(crate) struct Report {
     /// Messages whose every byte came back, and those bytes.
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
-    /// In nanoseconds.
+    /// In nanoseconds, of every message that was due. Those without an answer have waited at least that long.
     pub(crate) latencies: Histogram<u64>,
+    /// The longest latency of an answer that came; `None` if none came.
+    pub(crate) slowest_answer: Option<Duration>,
+    /// Messages that were begun and did not come back whole.
     pub(crate) lost: u64,
+    /// Messages that were due and never begun.
     pub(crate) overdue: u64,
     failures: [u64; Failure::ALL.len()],
-    /// The first few.
+    /// The first [`MISMATCHES_SHOWN`].
     pub(crate) mismatches: Vec<Mismatch>,
-    pub(crate) longest_silence: Duration,
-    /// Connections opened in all, or tried to.
+    /// The longest time that a slot wanted an answer, or a connection, and got no byte of an answer. `None` if no slot
+    /// wanted anything.
+    pub(crate) longest_silence: Option<Duration>,
+    /// Connections that were begun, and those of them that were made.
+    pub(crate) attempted: u64,
     pub(crate) opened: u64,
+    /// Connections on which something was asked, and those of them that got no answer.
     pub(crate) asked: u64,
     pub(crate) never_answered: u64,
+    /// Slots that opened no more connections, because too many had failed in a row.
+    pub(crate) given_up: u64,
+    /// Silent connections that were open at the end.
+    pub(crate) idle_kept: u64,
 }
 
 impl Report {
@@ -312,11 +384,21 @@ impl Report {
         self.failures.iter().sum()
     }
 
-    /// Per second, of something counted while it ran.
+    /// Messages that are in the latencies with the least time that they have waited, because no answer came.
+    pub(crate) fn without_answer(&self) -> u64 {
+        self.lost + self.overdue
+    }
+
+    /// Whether messages were answered, each that was due, and nothing failed.
+    pub(crate) fn is_good(&self) -> bool {
+        self.failed() == 0 && self.without_answer() == 0 && self.messages > 0
+    }
+
+    /// So many per second of the run. `None` if the run ended before counting began.
     #[expect(clippy::cast_precision_loss, reason = "no rate has 53 significant bits")]
-    pub(crate) fn rate(&self, count: u64) -> f64 {
+    pub(crate) fn rate(&self, count: u64) -> Option<f64> {
         let seconds = self.elapsed.as_secs_f64();
-        if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+        (seconds > 0.0).then(|| count as f64 / seconds)
     }
 }
 
@@ -362,5 +444,58 @@ mod tests {
         assert_eq!((report.messages, report.bytes), (2, 30));
         assert_eq!(report.elapsed, Duration::from_nanos(8000), "the last answer came after the end");
         assert_eq!(report.latencies.max() / 10, 700);
+        assert_eq!(report.slowest_answer, Some(Duration::from_nanos(7000)));
+    }
+
+    #[test]
+    fn messages_without_an_answer_are_in_the_latencies_with_the_time_to_the_end() {
+        const MS: u64 = 1_000_000;
+        let mut tally = Tally::new();
+        tally.span_ns = Some((0, 1000 * MS));
+        (0..6).for_each(|_| tally.answer(1, 0, MS));
+        tally.lose(100 * MS);
+        tally.lose(300 * MS);
+        tally.end(1000 * MS);
+        tally.overdue(500 * MS, 1000 * MS);
+        tally.lose_after_the_end(800 * MS, 1200 * MS);
+        assert_eq!(tally.slowest(), Duration::from_millis(1), "only answers count");
+        let mut all = Tally::new();
+        all.merge(tally);
+        let report = all.into_report(1);
+        assert_eq!((report.messages, report.lost, report.overdue), (6, 3, 1));
+        assert_eq!((report.latencies.len(), report.without_answer()), (10, 4));
+        let ms = |percentile: f64| report.latencies.value_at_percentile(percentile) / MS;
+        assert_eq!([60.0, 70.0, 80.0, 90.0, 100.0].map(ms), [1, 400, 500, 700, 900]);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_no_number() {
+        let report = Tally::new().into_report(0);
+        assert_eq!((report.longest_silence, report.slowest_answer, report.rate(0)), (None, None, None));
+        assert!(!report.is_good(), "no message was answered");
+    }
+
+    #[test]
+    fn a_run_is_good_only_if_every_message_that_was_due_was_answered() {
+        let good = || {
+            let mut tally = Tally::new();
+            tally.answer(1, 1, 2);
+            tally
+        };
+        assert!(good().into_report(1).is_good());
+        let mut overdue = good();
+        overdue.overdue(1, 2);
+        assert!(!overdue.into_report(1).is_good());
+        let mut failed = good();
+        failed.fail(Failure::Reset);
+        assert!(!failed.into_report(1).is_good());
+    }
+
+    #[test]
+    fn a_latency_of_two_years_is_told_from_shorter_ones() {
+        let day_ns = 24 * 3600 * 1_000_000_000;
+        let mut tally = Tally::new();
+        tally.overdue(0, 730 * day_ns);
+        assert_eq!(tally.into_report(0).latencies.max() / day_ns, 730);
     }
 }

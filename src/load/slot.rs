@@ -1,7 +1,7 @@
 //! A slot: one connection after another.
 //!
-//! A slot sends what it owes and checks what comes, as far as its socket allows now. When to begin a message, to
-//! open and to give up is for `engine` to say.
+//! A slot sends what it owes and checks what comes, as far as its socket allows now. `engine` decides when to begin a
+//! message, to open a connection, and to give up.
 
 use std::io::{self, Read, Write};
 use std::net::Shutdown;
@@ -11,26 +11,27 @@ use mio::{Interest, Registry, Token};
 
 use super::dial::Dial;
 use super::report::Failure;
+use super::silence::Silence;
 use super::talk::{Asked, Talk, Unexpected};
 
-/// Bytes read or written at a time. At 64 KiB the system calls' own cost is small beside the copying.
+/// Bytes read or written at a time. At 64 KiB a system call costs little beside the copying.
 pub(super) const PIECE: usize = 64 * 1024;
 
-/// Bytes received from one connection before the others have their turn.
+/// Bytes received from one connection before the thread reads from the others.
 const TURN_BYTES: usize = 1024 * 1024;
 
-/// Where a slot's connection is in its life.
+/// The state of a slot's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Stage {
-    /// There is none; the next is to be opened at this time, if messages are.
+    /// There is none. The next one may be opened from this time on.
     Down { open_at_ns: u64 },
     /// It is being made.
     Connecting { since_ns: u64 },
-    /// It is in use, or could be.
+    /// It can be used.
     Open,
-    /// All is sent and our side is closed; what the peer still sends is read until its end, or until this time.
+    /// All is sent and our side is closed. The slot reads what the peer still sends to its end, or until this time.
     Closing { until_ns: u64 },
-    /// There will be none any more.
+    /// There is none, and no other will be opened.
     Over,
 }
 
@@ -40,36 +41,37 @@ pub(super) struct Slot {
     pub(super) stage: Stage,
     stream: Option<TcpStream>,
     pub(super) talk: Talk,
-    /// When a byte came last, or began to be wanted.
-    pub(super) silent_since_ns: u64,
+    /// When the timeout of this connection began: when it was opened, when it began to want an answer, or when a byte
+    /// came last.
+    pub(super) timeout_from_ns: u64,
+    /// Over all connections of the slot.
+    pub(super) silence: Silence,
     /// Failures since the last answer.
     pub(super) failures: u32,
-    /// With a schedule: the turns that have come, and those whose message was begun.
+    /// With a schedule: the turns that are due, and those whose message was begun.
     pub(super) turns_due: u64,
     pub(super) turns_begun: u64,
-    /// Stands in the engine's list of those that have more to read.
+    /// Whether the slot is in the engine's list of those that have more to read.
     pub(super) again: bool,
 }
 
-/// What came of receiving.
+/// How receiving ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Received {
-    /// All there is for now.
+    /// The slot has read all that has come so far.
     Drained,
-    /// There may be more.
+    /// There may be more to read now.
     More,
-    /// All there is: the peer has ended its side.
+    /// The slot has read everything, and the peer has ended its side.
     End,
 }
 
 /// Why receiving failed.
 #[derive(Debug)]
 pub(super) enum Bad {
-    /// Bytes that were not expected: the first so many of the buffer came, and are wrong from here on.
-    Bytes {
-        from: usize,
-        to: usize,
-    },
+    /// Bytes that were not expected. They stand in the buffer at `from..to`.
+    Bytes { from: usize, to: usize },
+    /// An error of the socket.
     Socket(Failure),
 }
 
@@ -79,7 +81,8 @@ impl Slot {
             stage: Stage::Down { open_at_ns: 0 },
             stream: None,
             talk: Talk::new(seed, pipeline),
-            silent_since_ns: 0,
+            timeout_from_ns: 0,
+            silence: Silence::default(),
             failures: 0,
             turns_due: 0,
             turns_begun: 0,
@@ -95,7 +98,8 @@ impl Slot {
         now_ns: u64,
     ) -> Result<(), Failure> {
         self.talk.begin(number);
-        self.silent_since_ns = now_ns;
+        self.timeout_from_ns = now_ns;
+        self.silence.want_connection(now_ns);
         let mut stream = dial.open(number).map_err(|error| Failure::of_connecting(&error))?;
         registry
             .register(&mut stream, token, Interest::READABLE | Interest::WRITABLE)
@@ -105,23 +109,26 @@ impl Slot {
         Ok(())
     }
 
-    /// What became of the connection that was being made, when its socket says that something did.
-    pub(super) fn connected(&self) -> Result<(), Failure> {
+    /// Takes the result of connecting, once the socket is ready. Returns when the silence began, if this ends it.
+    pub(super) fn connected(&mut self) -> Result<Option<u64>, Failure> {
         match self.stream().take_error() {
-            Ok(None) => Ok(()),
-            Ok(Some(error)) | Err(error) => Err(Failure::of_connecting(&error)),
+            Ok(None) => {}
+            Ok(Some(error)) | Err(error) => return Err(Failure::of_connecting(&error)),
         }
+        self.stage = Stage::Open;
+        Ok(self.silence.connected())
     }
 
-    /// Begins a message.
+    /// Begins a message, whose latency counts from `since_ns`.
     pub(super) fn ask(&mut self, sizes: &std::ops::RangeInclusive<u64>, since_ns: u64, now_ns: u64) {
         if self.talk.waiting().is_empty() {
-            self.silent_since_ns = now_ns;
+            self.timeout_from_ns = now_ns;
         }
+        self.silence.want_answer(now_ns);
         self.talk.ask(sizes, since_ns);
     }
 
-    /// Sends what is owed, as far as the kernel takes it now.
+    /// Sends as much of the messages as the kernel takes now.
     pub(super) fn send(&mut self, buffer: &mut [u8]) -> Result<(), Failure> {
         while self.talk.owes() {
             let bytes = self.talk.outgoing(buffer);
@@ -136,10 +143,10 @@ impl Slot {
         Ok(())
     }
 
-    /// Reads and checks until there is no more, or others have their turn. `to_the_end` when the kernel says that
-    /// there is an end to be read: otherwise a short read has emptied the socket, and what comes later is
-    /// reported anew. Calls `silence` with its two ends when a byte was wanted, and `answer` for each message that
-    /// is whole.
+    /// Reads and checks until the socket is empty, or until [`TURN_BYTES`] were read. `to_the_end` says that the kernel has
+    /// reported the end of the stream. Without it, a short read means that the socket is empty, and the kernel reports
+    /// what comes later. Calls `silence` with the beginning and end of a silence that a byte of an answer ends, and
+    /// `answer` for each message that is whole.
     pub(super) fn receive(
         &mut self,
         buffer: &mut [u8],
@@ -159,13 +166,17 @@ impl Slot {
                 Err(error) => return Err(Bad::Socket(Failure::of_talking(&error))),
             };
             let now_ns = clock();
-            if !self.talk.waiting().is_empty() {
-                silence(self.silent_since_ns, now_ns);
-            }
-            self.silent_since_ns = now_ns;
+            self.timeout_from_ns = now_ns;
             let heard = self.talk.hear(&buffer[..received], |asked| answer(asked, now_ns));
-            if let Err(Unexpected { from }) = heard {
-                return Err(Bad::Bytes { from, to: received });
+            let right = heard.map_or_else(|Unexpected { from }| from, |()| received);
+            if right > 0 {
+                let wants_more = !self.talk.waiting().is_empty() || self.turns_begun < self.turns_due;
+                if let Some(since_ns) = self.silence.heard(now_ns, wants_more) {
+                    silence(since_ns, now_ns);
+                }
+            }
+            if right < received {
+                return Err(Bad::Bytes { from: right, to: received });
             }
             taken += received;
             if received < buffer.len() && !to_the_end {
@@ -177,9 +188,9 @@ impl Slot {
         }
     }
 
-    /// Ends our side, and goes on reading until the peer ends its own.
+    /// Ends our side. The slot goes on reading until the peer ends its own.
     pub(super) fn half_close(&mut self, until_ns: u64) {
-        // An error means that the connection is gone already, which the next read tells.
+        // An error means that the connection is gone already, and the next read reports that.
         let _ = self.stream().shutdown(Shutdown::Write);
         self.stage = Stage::Closing { until_ns };
     }
@@ -190,7 +201,7 @@ impl Slot {
         self.stage = then;
     }
 
-    /// Whether something is wanted from the peer: a connection, or an answer.
+    /// Whether the slot waits for the peer now: for a connection, or for an answer.
     pub(super) fn wants(&self) -> bool {
         match self.stage {
             Stage::Connecting { .. } => true,
@@ -201,5 +212,28 @@ impl Slot {
 
     fn stream(&self) -> &TcpStream {
         self.stream.as_ref().expect("there is a socket from opening to closing")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use mio::{Events, Poll};
+
+    use super::super::plan::Plan;
+    use super::*;
+
+    #[test]
+    fn a_connection_to_a_service_is_open_and_ends_the_wait_for_it() {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        let plan =
+            Plan { address: listener.local_addr().expect("an address"), ..super::super::plan::tests::plan() };
+        let (mut poll, mut events) = (Poll::new().expect("a poll"), Events::with_capacity(1));
+        let mut slot = Slot::new(1, 1);
+        slot.open((&Dial::new(&plan), 1), (poll.registry(), Token(0)), 7).expect("it begins");
+        poll.poll(&mut events, Some(std::time::Duration::from_secs(60))).expect("an event");
+        assert_eq!(slot.connected(), Ok(Some(7)));
+        assert_eq!((slot.stage, slot.wants()), (Stage::Open, false));
     }
 }

@@ -1,11 +1,11 @@
 //! A thread of the load generator: its slots, the events on them, and what each does next.
 //!
-//! The thread waits in one place, for all of its connections, and never longer than [`SWEEP`], because times are
-//! looked at in a sweep over all slots. A message costs a read, a write and a share of a wait; nothing is
-//! allocated for it, and nothing shared with other threads is touched.
+//! The thread waits in one place for all of its connections, and never longer than [`SWEEP`]. A sweep over all slots then
+//! looks at their times. A message costs a read, a write and a share of a wait. The thread allocates nothing for it,
+//! and touches nothing that other threads use.
 //!
-//! A connection that fails is opened anew after [`REOPEN_PAUSE`], until [`FAILURES_IN_ROW`] have failed in its
-//! slot with no answer between them. When all slots have given up, the run is over.
+//! If a connection fails, its slot opens the next one after [`REOPEN_PAUSE`]. After [`FAILURES_IN_ROW`] failures with no
+//! answer between them the slot gives up. When the slots of all threads have given up, the run is over.
 
 mod phases;
 
@@ -28,21 +28,20 @@ use super::{Live, Shared};
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 1024;
 
-/// Messages begun because they are due before answers have their turn again.
+/// Messages that the thread begins because they are due, before it looks for answers again.
 const DUE_AT_ONCE: usize = 1024;
 
-/// Between two looks at the times of all slots; a tenth of the timeout, if that is shorter.
+/// The time between two looks at the times of all slots. It is a tenth of the timeout, if that is shorter.
 const SWEEP: Duration = Duration::from_millis(50);
 
-/// Between a failure of a connection and the next attempt: no flood of attempts on a service that is down, and
-/// a service that restarts is found again at once.
+/// The time between a failure of a connection and the next attempt. It is long enough not to flood a service that is down,
+/// and short enough to find a restarted service quickly.
 const REOPEN_PAUSE: Duration = Duration::from_millis(100);
 
-/// Failures with no answer between them after which a slot gives up.
-const FAILURES_IN_ROW: u32 = 10;
+/// After this many failures with no answer between them a slot gives up.
+pub(crate) const FAILURES_IN_ROW: u32 = 10;
 
-/// How long a half-closed connection waits for the peer's end. Data on its way arrives in less, or is not
-/// going to.
+/// How long a half-closed connection waits for the peer's end. Data that is still on its way arrives sooner.
 const LINGER: Duration = Duration::from_secs(1);
 
 const ALARM: Token = Token(usize::MAX);
@@ -55,19 +54,22 @@ pub(super) struct Engine<'run> {
     live: &'run Live,
     poll: Poll,
     slots: Vec<Slot>,
-    /// Slots with more to read, of which the kernel says nothing new. Each stands here at most once.
+    /// Slots with more to read, which the kernel does not report again. Each slot is in it at most once.
     again: VecDeque<usize>,
     buffer: Box<[u8]>,
     pace: Option<(Schedule, Alarm)>,
     phase: Phase,
-    /// When counting begins and the run ends; set when it begins.
+    /// When counting begins, and when the run is to end. Both are set when it begins.
     count_from_ns: u64,
     end_ns: u64,
-    /// Messages that may still be begun, not counting the warm-up's.
+    /// When the thread stopped sending. Set when it begins to settle.
+    ended_ns: u64,
+    /// Messages that may still be begun, without those of the warm-up.
     left: u64,
     sweep_ns: u64,
     tally: Tally,
     ready: Meeting<'run>,
+    finished: Meeting<'run>,
     settled: Meeting<'run>,
 }
 
@@ -100,10 +102,12 @@ impl<'run> Engine<'run> {
             phase: Phase::Opening { until_ns: 0 },
             count_from_ns: u64::MAX,
             end_ns: u64::MAX,
+            ended_ns: u64::MAX,
             left: plan.messages(thread),
             sweep_ns: 0,
             tally: Tally::new(),
             ready: Meeting::at(&shared.ready),
+            finished: Meeting::at(&shared.finished),
             settled: Meeting::at(&shared.settled),
         })
     }
@@ -139,6 +143,8 @@ impl<'run> Engine<'run> {
         let now_ns = self.shared.now_ns();
         let phase_ns = match self.phase {
             Phase::Opening { until_ns } | Phase::Settling { until_ns } => until_ns,
+            // The slots of this thread have given up, and those of another have not.
+            Phase::Running if self.finished.is_told() => self.end_ns.min(later(now_ns, OTHERS)),
             Phase::Running => self.end_ns,
             Phase::Ready | Phase::Settled => later(now_ns, OTHERS),
             Phase::Closing => u64::MAX,
@@ -170,12 +176,13 @@ impl<'run> Engine<'run> {
         let Token(place) = event.token();
         match self.slots[place].stage {
             Stage::Connecting { .. } => {
-                // Either it is open, or there is an error to be had.
-                if let Err(failure) = self.slots[place].connected() {
-                    return self.fail(place, failure);
+                // Either it is open, or the socket has an error.
+                let now_ns = self.shared.now_ns();
+                match self.slots[place].connected() {
+                    Ok(silent_since_ns) => self.on_connection(silent_since_ns, now_ns),
+                    Err(failure) => return self.fail(place, failure),
                 }
-                self.slots[place].stage = Stage::Open;
-                self.proceed(place, self.shared.now_ns());
+                self.proceed(place, now_ns);
             }
             Stage::Open if event.is_writable() && self.slots[place].talk.owes() => self.send(place),
             Stage::Open | Stage::Closing { .. } => {}
@@ -186,6 +193,16 @@ impl<'run> Engine<'run> {
         }
     }
 
+    /// Counts a connection that was made. It may have ended a silence.
+    fn on_connection(&mut self, silent_since_ns: Option<u64>, now_ns: u64) {
+        self.tally.opened += 1;
+        if self.phase.counts()
+            && let Some(since_ns) = silent_since_ns
+        {
+            self.note_silence(since_ns, now_ns);
+        }
+    }
+
     fn receive(&mut self, place: usize, to_the_end: bool) {
         let Engine { slots, buffer, tally, shared, phase, count_from_ns, .. } = self;
         let slot = &mut slots[place];
@@ -193,16 +210,18 @@ impl<'run> Engine<'run> {
         if !closing && slot.stage != Stage::Open {
             return;
         }
-        // What was written off stays so, though it comes after all.
-        let counts = matches!(phase, Phase::Running | Phase::Settling { .. });
+        // An answer that was written off does not count, even if it comes later.
+        let counts = phase.counts();
         let answered = slot.talk.answered;
-        let (mut silence_ns, mut heard_ns) = (0, None);
+        let (mut longest_ns, mut heard_ns) = (None, None);
         let received = slot.receive(
             buffer,
             to_the_end,
             || *heard_ns.insert(shared.now_ns()),
             |since_ns, now_ns| {
-                silence_ns = silence_ns.max(now_ns.saturating_sub(since_ns.max(*count_from_ns)));
+                if counts {
+                    longest_ns = longest_ns.max(silence_ns(since_ns, now_ns, *count_from_ns));
+                }
             },
             |asked, now_ns| {
                 if counts && asked.since_ns >= *count_from_ns {
@@ -217,12 +236,12 @@ impl<'run> Engine<'run> {
         if slot.talk.answered > answered {
             slot.failures = 0;
         }
-        if counts {
-            tally.silence(silence_ns);
+        if let Some(longest_ns) = longest_ns {
+            tally.silence(longest_ns);
         }
         match received {
             Ok(Received::End) if closing => self.ended(place, now_ns),
-            // The peer was the first to close, after all that there was to say.
+            // The peer was the first to close, after its answer.
             Ok(Received::End)
                 if self.plan.churn && slot.talk.answered > 0 && slot.talk.waiting().is_empty() =>
             {
@@ -237,12 +256,12 @@ impl<'run> Engine<'run> {
                 }
                 self.proceed(place, now_ns);
             }
-            // All that was wanted had come.
+            // Every answer had come.
             Err(Bad::Socket(_)) if closing => self.ended(place, now_ns),
             Err(Bad::Socket(failure)) => self.fail(place, failure),
             Err(Bad::Bytes { from, to }) => {
-                let opened = shared.opened.load(Ordering::Relaxed);
-                tally.mismatch(slot.talk.explain(&buffer[from..to], opened));
+                let attempted = shared.attempted.load(Ordering::Relaxed);
+                tally.mismatch(slot.talk.explain(&buffer[from..to], attempted));
                 self.fail(place, Failure::Mismatch);
             }
         }
@@ -256,8 +275,8 @@ impl<'run> Engine<'run> {
 
     // What a slot does next.
 
-    /// Begins as many messages on an open connection as it may have on their way, and sends them; or closes it
-    /// when its only message is back.
+    /// Begins as many messages on an open connection as it may have on their way, and sends them. With churn, it closes the
+    /// connection when its only message is back.
     fn proceed(&mut self, place: usize, now_ns: u64) {
         if self.slots[place].stage != Stage::Open {
             return;
@@ -279,7 +298,7 @@ impl<'run> Engine<'run> {
         }
     }
 
-    /// The right to begin a message on this slot: when its time counts from.
+    /// Claims the right to begin a message on this slot. Returns the time from which its latency counts.
     fn claim(&mut self, place: usize, now_ns: u64) -> Option<u64> {
         let slot = &mut self.slots[place];
         let since_ns = match &self.pace {
@@ -297,7 +316,7 @@ impl<'run> Engine<'run> {
         Some(since_ns)
     }
 
-    /// Begins the messages that the schedule says are due, on connections that have nothing on their way.
+    /// Begins the messages that are due by the schedule, on connections that may have one more on its way.
     fn begin_due(&mut self, now_ns: u64) {
         if self.phase != Phase::Running {
             return;
@@ -306,6 +325,7 @@ impl<'run> Engine<'run> {
             let Some((schedule, _)) = &mut self.pace else { return };
             let Some(place) = schedule.take(now_ns) else { return };
             self.slots[place].turns_due += 1;
+            self.slots[place].silence.want_answer(now_ns);
             match self.slots[place].stage {
                 Stage::Open => self.proceed(place, now_ns),
                 Stage::Down { open_at_ns } if open_at_ns <= now_ns => self.open(place, now_ns),
@@ -335,7 +355,7 @@ impl<'run> Engine<'run> {
         }
     }
 
-    /// The connection is closed, and all was well.
+    /// Closes a connection on which nothing failed. The slot opens the next one at once.
     fn ended(&mut self, place: usize, now_ns: u64) {
         let then =
             if self.phase == Phase::Running { Stage::Down { open_at_ns: now_ns } } else { Stage::Over };
@@ -349,46 +369,68 @@ impl<'run> Engine<'run> {
     fn fail(&mut self, place: usize, failure: Failure) {
         let now_ns = self.shared.now_ns();
         if matches!(self.phase, Phase::Settled | Phase::Closing) && failure != Failure::Mismatch {
-            // What it owed is counted already.
+            // The answers that it owed are counted already.
             return self.slots[place].close(Stage::Over);
         }
         self.tally.fail(failure);
-        // Those written off and those answered have been noted.
+        // Messages that were written off, and those that were answered, have been noted.
         let noted = matches!(self.phase, Phase::Settled | Phase::Closing)
             || matches!(self.slots[place].stage, Stage::Closing { .. });
         if !noted {
-            if self.slots[place].wants() {
-                self.note_silence(place, now_ns);
-            }
-            self.note_lost(place);
+            self.note_lost(place, now_ns);
             self.note_answered(place);
         }
-        let slot = &mut self.slots[place];
-        slot.failures += 1;
-        let again = matches!(self.phase, Phase::Opening { .. } | Phase::Ready | Phase::Running);
-        slot.close(if again && slot.failures < FAILURES_IN_ROW {
-            Stage::Down { open_at_ns: later(now_ns, REOPEN_PAUSE) }
+        if self.phase.opens() {
+            self.reopen_later(place, now_ns);
         } else {
-            Stage::Over
-        });
+            if !noted && let Some(since_ns) = self.slots[place].silence.since_ns() {
+                self.note_silence(since_ns, now_ns);
+            }
+            self.slots[place].close(Stage::Over);
+        }
+    }
+
+    /// Closes a connection that failed. The slot opens the next one after a pause, or gives up.
+    fn reopen_later(&mut self, place: usize, now_ns: u64) {
+        let slot = &mut self.slots[place];
+        if self.plan.rate.is_none() && self.phase == Phase::Running {
+            slot.silence.want_answer(now_ns);
+        } else if !self.plan.churn {
+            // With churn and a rate, a slot wants a connection only when a message is due.
+            slot.silence.want_connection(now_ns);
+        }
+        slot.failures += 1;
+        if slot.failures < FAILURES_IN_ROW {
+            slot.close(Stage::Down { open_at_ns: later(now_ns, REOPEN_PAUSE) });
+        } else {
+            self.tally.given_up += 1;
+            slot.close(Stage::Over);
+        }
     }
 
     // Notes.
 
-    /// The silence of a connection that is being given up, or is at its end.
-    fn note_silence(&mut self, place: usize, now_ns: u64) {
-        let since_ns = self.slots[place].silent_since_ns.max(self.count_from_ns);
-        self.tally.silence(now_ns.saturating_sub(since_ns));
+    /// Notes a silence that has ended, or lasts to the end of the run.
+    fn note_silence(&mut self, since_ns: u64, until_ns: u64) {
+        if let Some(silence_ns) = silence_ns(since_ns, until_ns, self.count_from_ns) {
+            self.tally.silence(silence_ns);
+        }
     }
 
-    /// The messages whose answers will not come any more.
-    fn note_lost(&mut self, place: usize) {
-        let counted = |since_ns: u64| since_ns >= self.count_from_ns;
+    /// Notes the messages of a connection whose answers will not come any more.
+    fn note_lost(&mut self, place: usize, now_ns: u64) {
+        let counted = |since_ns: &u64| *since_ns >= self.count_from_ns;
         let waiting = self.slots[place].talk.waiting().iter();
-        self.tally.lost += waiting.filter(|asked| counted(asked.since_ns)).count() as u64;
+        for since_ns in waiting.map(|asked| asked.since_ns).filter(counted) {
+            if self.phase == Phase::Running {
+                self.tally.lose(since_ns);
+            } else {
+                self.tally.lose_after_the_end(since_ns, now_ns);
+            }
+        }
     }
 
-    /// Whether the connection was ever answered. Once for each that ends.
+    /// Notes whether a connection was ever answered. Called once for each connection that ends.
     fn note_answered(&mut self, place: usize) {
         let talk = &self.slots[place].talk;
         if talk.asked > 0 && matches!(self.slots[place].stage, Stage::Open) {
@@ -399,7 +441,7 @@ impl<'run> Engine<'run> {
 
     // Times.
 
-    /// Looks at every slot's times, and tells how far the thread is.
+    /// Looks at every slot's times, and publishes how far the thread is.
     fn sweep(&mut self, now_ns: u64) {
         self.sweep_ns = later(now_ns, SWEEP.min(self.plan.timeout / 10).max(Duration::from_millis(1)));
         let expired = |since_ns: u64| now_ns >= later(since_ns, self.plan.timeout);
@@ -413,7 +455,7 @@ impl<'run> Engine<'run> {
                 }
                 Stage::Open => {
                     open += 1;
-                    if slot.wants() && expired(slot.silent_since_ns) && self.phase != Phase::Settled {
+                    if slot.wants() && expired(slot.timeout_from_ns) && self.phase != Phase::Settled {
                         self.fail(place, Failure::AnswerTimeout);
                     }
                 }
@@ -427,7 +469,7 @@ impl<'run> Engine<'run> {
     }
 
     fn open_if_asked_to(&mut self, place: usize) {
-        // Opening many takes a while, which is not to be charged to the last of them.
+        // Opening many connections takes a while, and the last of them began later than the sweep.
         let now_ns = self.shared.now_ns();
         match self.phase {
             Phase::Opening { .. } | Phase::Ready if !self.plan.churn => self.open(place, now_ns),
@@ -437,7 +479,27 @@ impl<'run> Engine<'run> {
     }
 }
 
-/// The time `by` after `from_ns`; what does not fit is the end of all time.
+/// How long a silence was, without what lies before counting began. `None` if all of it does.
+fn silence_ns(since_ns: u64, until_ns: u64, count_from_ns: u64) -> Option<u64> {
+    (until_ns > count_from_ns).then(|| until_ns.saturating_sub(since_ns.max(count_from_ns)))
+}
+
+/// The time `by` after `from_ns`, or `u64::MAX` if that is later than a `u64` can tell.
 pub(super) fn later(from_ns: u64, by: Duration) -> u64 {
     from_ns.saturating_add(u64::try_from(by.as_nanos()).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silence_counts_from_the_end_of_the_warm_up() {
+        assert_eq!(silence_ns(30, 90, 10), Some(60));
+        assert_eq!(silence_ns(30, 90, 50), Some(40));
+        assert_eq!(silence_ns(30, 51, 50), Some(1));
+        assert_eq!(silence_ns(30, 50, 50), None, "all of it was in the warm-up");
+        assert_eq!(silence_ns(30, 90, u64::MAX), None, "the run has not begun");
+        assert_eq!(silence_ns(95, 90, 50), Some(0), "it began after the end of the run");
+    }
 }
