@@ -115,6 +115,9 @@ impl Slot {
             Ok(None) => {}
             Ok(Some(error)) | Err(error) => return Err(Failure::of_connecting(&error)),
         }
+        if is_its_own_peer(self.stream()) {
+            return Err(Failure::ConnectRefused);
+        }
         self.stage = Stage::Open;
         Ok(self.silence.connected())
     }
@@ -215,14 +218,31 @@ impl Slot {
     }
 }
 
+/// Whether the socket is connected to itself. If no process listens on a local port, the kernel can choose that port as
+/// the source of a connection to it, and TCP then connects the socket to itself. It would echo every byte correctly.
+fn is_its_own_peer(stream: &TcpStream) -> bool {
+    matches!((stream.local_addr(), stream.peer_addr()), (Ok(local), Ok(peer)) if local == peer)
+}
+
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{Ipv4Addr, SocketAddr};
 
     use mio::{Events, Poll};
+    use socket2::{Domain, Socket, Type};
 
     use super::super::plan::Plan;
     use super::*;
+
+    #[test]
+    fn a_socket_connected_to_itself_is_no_service() {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
+        socket.connect(&socket.local_addr().expect("an address")).expect("it connects to itself");
+        let mut slot = Slot::new(1, 1);
+        slot.stream = Some(TcpStream::from_std(socket.into()));
+        assert_eq!(slot.connected(), Err(Failure::ConnectRefused));
+    }
 
     #[test]
     fn a_connection_to_a_service_is_open_and_ends_the_wait_for_it() {
