@@ -3,11 +3,11 @@
 //! Times that cross threads are kept in atomics, so they are whole nanoseconds since one epoch instead of
 //! [`Instant`]s. A reading is never 0, which leaves 0 free to mean "none".
 //!
-//! Where the kernel itself trusts the processor's time stamp counter, so do we, through `quanta`: a reading
-//! costs a fraction of what a call of the system's clock costs, and a job needs two. It is taken as a difference
-//! of the raw counter, which is half the cost of `quanta`'s own `Instant`. The counter is measured against the
-//! system's clock once, for some milliseconds; what is left of an error is a drift of up to 0.01 percent, which
-//! no latency or utilization shows. Elsewhere it is the system's monotonic clock.
+//! If the kernel reads its own time from the processor's time stamp counter, the clock reads that counter through
+//! `quanta`. A reading costs a fraction of a call of the system's clock, and a job needs two. The clock takes the
+//! difference of two raw counters, which costs half as much as `quanta`'s own `Instant`. `quanta` measures the counter
+//! against the system's clock once, for some milliseconds. The remaining drift is up to 0.01 percent, which no latency
+//! or utilization shows. On other machines it is the system's monotonic clock.
 
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ impl Clock {
         Clock { epoch }
     }
 
-    /// Reads the clock: nanoseconds since its start, at least 1. It lasts 584 years.
+    /// Reads the clock: nanoseconds since its start, at least 1. A reading fits for 584 years.
     #[must_use]
     pub(crate) fn now_ns(&self) -> u64 {
         let elapsed_ns = match self.epoch {
@@ -47,7 +47,7 @@ impl Clock {
     }
 }
 
-/// The time stamp counter, if the kernel reads its own time from it. It watches the counter, and leaves it for
+/// The time stamp counter, if the kernel reads its own time from it. The kernel watches the counter, and changes to
 /// another source when processors disagree or a virtual machine's host cannot keep it steady.
 fn trusted_counter() -> Option<&'static quanta::Clock> {
     static COUNTER: OnceLock<Option<quanta::Clock>> = OnceLock::new();
@@ -58,23 +58,36 @@ fn trusted_counter() -> Option<&'static quanta::Clock> {
     COUNTER.get_or_init(|| trusted().then(quanta::Clock::new)).as_ref()
 }
 
-/// Converts a duration to whole nanoseconds; what does not fit (584 years) becomes `u64::MAX`.
+/// Converts a duration to whole nanoseconds. A duration of more than 584 years becomes `u64::MAX`.
 #[must_use]
 pub(crate) fn ns(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// The time `by` after `from_ns`; what does not fit is the end of all time.
+/// The time `by` after `from_ns`. A time that does not fit becomes `u64::MAX`, which no clock reaches.
 #[must_use]
 pub(crate) fn later(from_ns: u64, by: Duration) -> u64 {
     from_ns.saturating_add(ns(by))
 }
 
 /// Converts nanoseconds to seconds, the unit of every exported time.
+///
+/// A double holds 104 days to the nanosecond, and rounds longer times and sums to their first 53 bits. It rounds to the
+/// nearest, and so does the division. Both keep the order: more nanoseconds never become fewer seconds, and a counter
+/// that rises in nanoseconds never falls in seconds.
 #[must_use]
-#[expect(clippy::cast_precision_loss, reason = "53 bits hold 104 days to the nanosecond")]
-pub(crate) fn seconds(ns: u64) -> f64 {
+#[expect(clippy::cast_precision_loss, reason = "rounding keeps the order, as the comment argues")]
+pub(crate) fn seconds(ns: impl Into<u128>) -> f64 {
+    let ns: u128 = ns.into();
     ns as f64 / 1e9
+}
+
+/// Converts a sum of nanoseconds to a duration, which holds 584,000 million years.
+#[must_use]
+pub(crate) fn duration(ns: u128) -> Duration {
+    const SECOND: u128 = 1_000_000_000;
+    let whole = u64::try_from(ns / SECOND).unwrap_or(u64::MAX);
+    Duration::new(whole, (ns % SECOND) as u32)
 }
 
 #[cfg(test)]
@@ -104,5 +117,17 @@ mod tests {
     fn a_duration_beyond_the_range_saturates() {
         assert_eq!(ns(Duration::MAX), u64::MAX);
         assert_eq!(ns(Duration::from_micros(3)), 3000);
+        assert_eq!(duration(u128::MAX).as_secs(), u64::MAX);
+        assert_eq!(duration((1 << 64) + 5), Duration::new(18_446_744_073, 709_551_621));
+    }
+
+    /// Around the powers of two where a double has one bit less for the fraction.
+    #[test]
+    fn seconds_never_fall_when_nanoseconds_rise() {
+        for power in [53, 54, 63, 64, 65, 80, 95] {
+            let middle: u128 = 1 << power;
+            let readings = (0..4000).map(|step| seconds(middle - 2000 + step));
+            assert!(readings.clone().zip(readings.skip(1)).all(|(now, next)| now <= next), "2^{power}");
+        }
     }
 }

@@ -1,14 +1,13 @@
-//! Counting without sharing, and turning what was counted into Prometheus families.
+//! Cells that threads count in without sharing, and the Prometheus families made of them.
 //!
-//! - [`Counter`] and [`Histogram`] are cells with **one writer each**: a worker owns its cells, so counting
-//!   costs a load and a store on a line no other thread writes. A scrape reads all cells and adds them up, so
-//!   a number is complete the moment it is counted; nothing is flushed later, and nothing is lost with a
-//!   thread.
-//! - [`Source`] and [`collector`] turn readings into metric families. A module that measures implements
-//!   `Source` once; names and help texts stand there and nowhere else.
+//! - [`Counter`] and [`Histogram`] are cells with **one writer each**. A worker owns its cells, so counting costs a
+//!   load and a store on a cache line that no other thread writes. A scrape reads all cells and adds them up. A
+//!   number is complete the moment it is counted: nothing is flushed later, and nothing is lost with a thread.
+//! - [`Source`] and [`collector`] turn readings into metric families. A module that measures implements `Source`
+//!   once. Its names and help texts are there and nowhere else. [`together`] registers several as one.
 //!
-//! What it leaves to others: the registry and the text format (the `prometheus` crate), and what the numbers
-//! mean.
+//! What it leaves to others: the registry and the text format (the `prometheus` crate), and the meaning of the
+//! numbers.
 
 mod cell;
 mod page;
@@ -18,8 +17,8 @@ pub(crate) use page::{Page, Source, collector};
 
 /// Upper bounds of the latency histograms, in nanoseconds: 10 us to 60 s in steps of about 2.5.
 ///
-/// They start where an echo over loopback does and end above the default write timeout. 50 ms is among them
-/// for alert rules, because a bound that is no whole number is spelled alike by every version of Prometheus.
+/// They begin at the time of an echo over loopback and end above the default write timeout. 50 ms is one of them
+/// because alert rules need it: every version of Prometheus spells a bound that is not a whole number alike.
 pub(crate) const LATENCY_BOUNDS_NS: [u64; 20] = [
     10_000,
     25_000,

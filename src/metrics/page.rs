@@ -1,8 +1,11 @@
 //! From readings to metric families.
 //!
-//! A [`Source`] writes its samples on a [`Page`]; [`collector`] makes a `prometheus` collector of it. Samples
-//! of one family stand together, whatever order they are written in, and a name keeps the help and type of
-//! its first sample.
+//! A [`Source`] writes its samples on a [`Page`], and [`collector`] makes a `prometheus` collector of it. The page
+//! keeps the samples of one family together, in whatever order the source writes them. A name keeps the help and
+//! the type of its first sample.
+//!
+//! [`together`] makes one collector of several. A registry takes a collector whole or not at all, so they are in it
+//! all together or none is. That holds for a scrape at the same moment too.
 
 use std::collections::HashMap;
 
@@ -12,21 +15,26 @@ use prometheus::proto::{Bucket, Histogram, LabelPair, Metric, MetricFamily, Metr
 use super::Reading;
 use crate::clock::seconds;
 
-/// Something that is measured and can say its numbers at any time.
+/// A module that measures something and can write its numbers at any time.
 ///
-/// `read` runs while the registry is locked: it must neither block nor panic, nor touch the registry.
+/// `read` runs while the registry is locked: it must not block, panic or use the registry.
 pub(crate) trait Source: Send + Sync {
     /// Writes every sample on the page. The set of names and labels is the same at every call.
     fn read(&self, page: &mut Page);
 }
 
-/// Makes a collector of a source. `labels` are put on each of its samples: `[("pool", "echo")]`.
+/// Makes a collector of a source. Each sample gets these labels too, for example `[("pool", "echo")]`.
 pub(crate) fn collector(source: impl Source + 'static, labels: &[(&str, &str)]) -> Box<dyn Collector> {
     let mut page = Page::default();
     source.read(&mut page);
     let descs = page.families.iter().map(|family| describe(family, labels)).collect();
     let labels = labels.iter().map(|(name, value)| pair(name, value)).collect();
     Box::new(Sheet { source, labels, descs })
+}
+
+/// Makes one collector of several, for a registry to take or to refuse as a whole.
+pub(crate) fn together(collectors: Vec<Box<dyn Collector>>) -> Box<dyn Collector> {
+    Box::new(Together(collectors))
 }
 
 /// The samples of one reading.
@@ -49,7 +57,7 @@ impl Page {
         self.counter_seconds(name, help, labels, value as f64);
     }
 
-    /// Writes a sample of a counter of seconds, or of anything else that is not whole.
+    /// Writes a sample of a counter of seconds, or of another quantity that is not a whole number.
     pub(crate) fn counter_seconds(
         &mut self,
         name: &'static str,
@@ -79,7 +87,7 @@ impl Page {
         self.push(name, help, MetricType::GAUGE, labels, metric);
     }
 
-    /// Writes a histogram, in seconds. Its buckets are cumulative and its count is their last by
+    /// Writes a histogram, in seconds. Its buckets are cumulative, and its count is the count of its last bucket by
     /// construction.
     pub(crate) fn histogram<const N: usize>(&mut self, name: &'static str, help: &str, reading: &Reading<N>) {
         let mut count = 0;
@@ -120,7 +128,7 @@ impl Page {
     }
 }
 
-/// A source with what the registry wants to know of it.
+/// A source, and what a registry asks about it.
 struct Sheet<S> {
     source: S,
     labels: Vec<LabelPair>,
@@ -141,6 +149,19 @@ impl<S: Source> Collector for Sheet<S> {
             metric.set_label(labels);
         }
         page.families
+    }
+}
+
+/// Several collectors as one.
+struct Together(Vec<Box<dyn Collector>>);
+
+impl Collector for Together {
+    fn desc(&self) -> Vec<&Desc> {
+        self.0.iter().flat_map(|collector| collector.desc()).collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.0.iter().flat_map(|collector| collector.collect()).collect()
     }
 }
 
@@ -176,13 +197,17 @@ mod tests {
         }
     }
 
+    fn text_of(registry: &prometheus::Registry) -> String {
+        prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text")
+    }
+
     #[test]
     fn two_sources_with_different_labels_share_their_families() {
         let registry = prometheus::Registry::new();
         registry.register(collector(Sample(3), &[("pool", "one")])).expect("the first is accepted");
         registry.register(collector(Sample(4), &[("pool", "two")])).expect("the second is accepted");
         registry.register(collector(Sample(5), &[("pool", "two")])).expect_err("the same labels twice");
-        let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+        let text = text_of(&registry);
         assert_eq!(text.matches("# TYPE jobs_total counter").count(), 1, "{text}");
         for line in [
             "jobs_total{pool=\"one\",outcome=\"good\"} 3",
@@ -196,5 +221,43 @@ mod tests {
         ] {
             assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
         }
+    }
+
+    #[test]
+    fn a_registry_takes_collectors_together_or_takes_none_of_them() {
+        let three =
+            || together(["one", "two", "three"].map(|pool| collector(Sample(1), &[("pool", pool)])).into());
+        let registry = prometheus::Registry::new();
+        registry.register(collector(Sample(9), &[("pool", "three")])).expect("it is the first");
+        registry.register(three()).expect_err("the registry has one of the three");
+        registry.unregister(three()).expect_err("they are not in the registry");
+        let text = text_of(&registry);
+        assert!(text.contains("pool=\"three\"") && !text.contains("one") && !text.contains("two"), "{text}");
+        registry.unregister(collector(Sample(0), &[("pool", "three")])).expect("it is there");
+        registry.register(three()).expect("none of them is there");
+        for pool in ["one", "two", "three"] {
+            assert!(text_of(&registry).contains(&format!("depth{{pool=\"{pool}\"}} 2")));
+        }
+        registry.unregister(three()).expect("they are there");
+        assert_eq!(text_of(&registry), "");
+    }
+
+    /// The sum of the durations is beyond 64 bits, and is the exact number of seconds that a double holds.
+    #[test]
+    fn a_sum_beyond_64_bits_is_written_whole() {
+        struct Long;
+        impl Source for Long {
+            fn read(&self, page: &mut Page) {
+                let life = crate::metrics::Lifetime::new(&crate::metrics::LIFETIME_BOUNDS_NS);
+                (0..8).for_each(|_| life.observe(9_000_000_000_000_000_000));
+                let mut reading = Reading::new(&crate::metrics::LIFETIME_BOUNDS_NS);
+                life.add_to(&mut reading);
+                page.histogram("life_seconds", "Life.", &reading);
+            }
+        }
+        let registry = prometheus::Registry::new();
+        registry.register(collector(Long, &[])).expect("it is the first");
+        let text = text_of(&registry);
+        assert!(text.lines().any(|line| line == "life_seconds_sum 72000000000"), "{text}");
     }
 }

@@ -1,21 +1,24 @@
-//! The worker thread, and the cells in which it keeps its accounts.
+//! The worker thread, and the cells in which it counts.
 //!
-//! A worker takes a job, runs it, counts it, and looks for the next; when there is none it sleeps. It reads
-//! the clock once a job: the end of one job is the start of the next, unless it slept between them.
+//! A worker takes a job, runs it, counts it, and looks for the next. If there is none, it sleeps. It reads the clock
+//! once a job: the end of one job is the start of the next, unless the worker slept between them.
 //!
 //! # Readings that agree with themselves
 //!
-//! A [`WorkerCell`] is written by its worker alone and read by anyone. Two of its numbers must fit together
-//! in every reading:
+//! A [`WorkerCell`] is written by its worker alone and read by any thread. Two of its numbers must agree in every
+//! reading:
 //!
-//! - *Taken against ended.* The worker counts `taken` when a job starts and one outcome when it ends, so
-//!   `taken` is the number ended, or one more. A reader takes the outcomes, then `taken`, then the outcomes
-//!   again, until both readings of the outcomes are the same; then no job ended in between, so what it read
-//!   was true at one moment.
-//! - *Busy time.* Kept in one word, so that a reading cannot be torn: an idle worker stores the sum `A` of
-//!   its finished busy time, and a busy one stores `A - S`, where `S` is when it became busy. Adding the time
-//!   of the reading gives the sum with the running job included. A worker that goes from job to job without a
-//!   rest need not touch it. `metrics.rs` sees to it that the sum over all workers never falls.
+//! - *Taken against ended.* The worker counts `taken` when a job starts and one outcome when it ends. So `taken` is
+//!   the number of ended jobs, or one more. A reader reads the outcomes, then `taken`, then the outcomes again, until
+//!   both readings of the outcomes are the same. Then no job ended in between, and what it read was true at one
+//!   moment.
+//! - *Busy time.* It is in one word, so that a reading cannot be torn. An idle worker stores the sum `A` of its
+//!   finished busy time. A busy worker stores `A - S`, where `S` is the time at which it became busy. That word plus
+//!   the time of the reading is the sum with the running job included. A worker that goes from job to job without a
+//!   rest need not touch it.
+//!
+//! The word of busy time is modulo 2^63 ns, and a reading is right up to 2^62 ns: 146 years of one worker. The sum over
+//! all workers is more. `metrics.rs` adds it up in 128 bits, and takes care that it never falls.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -28,23 +31,23 @@ use crate::metrics::{Counter, LATENCY_BOUNDS_NS, Latency};
 
 /// What a queue holds.
 pub(crate) trait Job: Send + 'static {
-    /// Ends a job that was queued and will not be run: an abort took it out of the queue. Calls `count` with
-    /// how it ended before anyone who waits for it is told.
+    /// Ends a job that was queued and will not be run, because an abort took it out of the queue. Calls `count` with
+    /// the outcome before it tells the threads that wait for the job.
     fn abandon(self, count: &mut dyn FnMut(Outcome));
 }
 
 /// What one worker does with jobs. Each worker owns one value, so it may keep buffers and counters that no
 /// other thread touches.
 pub(crate) trait Handler<J>: Send {
-    /// Runs a job. It may block, and may panic: the panic ends the job, and is counted, but the worker and
-    /// this value go on, so a handler leaves itself in order at every point where it may panic.
+    /// Runs a job. It may block, and it may panic. A panic ends the job and is counted, and the worker goes on with
+    /// this value. So a handler must be in order at every point where it may panic.
     fn run(&mut self, job: J, turn: &mut Turn<'_, J>);
 
-    /// Called when the worker is about to sleep for want of jobs: the moment to give back memory.
+    /// Called when the worker has no job and is about to sleep: the moment to give back memory.
     fn rest(&mut self) {}
 }
 
-/// How a job that was admitted ended.
+/// How an admitted job ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It returned.
@@ -59,7 +62,7 @@ pub(crate) enum Outcome {
     Aborted,
 }
 
-/// A job in the hands of a worker: what it may know and ask of its pool, and how it is counted.
+/// A job that a worker runs: what the job may read from and ask of its pool, and how it is counted.
 pub(crate) struct Turn<'a, J> {
     queue: &'a Queue<J>,
     cell: &'a WorkerCell,
@@ -88,15 +91,15 @@ impl<J> Turn<'_, J> {
         self.watch.now_ns()
     }
 
-    /// Says that the job is being run, and was not found to have ended while it waited. To be called first.
+    /// Notes that the job is run, and had not been cancelled or expired while it waited. A handler calls it first.
     pub(crate) fn begin(&self) {
         if self.watch.runs {
             self.cell.queue_wait.observe(self.started_ns.saturating_sub(self.submitted_ns));
         }
     }
 
-    /// Counts the job as ended. A handler that tells others of the end calls it before it does, so that whoever
-    /// has been told finds the job counted; for all others it is called when they return.
+    /// Counts the job as ended. A handler that tells other threads of the end calls it before that, so that those
+    /// threads find the job counted. For all other handlers the worker calls it when they return.
     pub(crate) fn end(&mut self, outcome: Outcome) {
         debug_assert_eq!(self.ended_ns, 0, "a job ends once");
         self.ended_ns = self.watch.now_ns();
@@ -115,22 +118,22 @@ impl<J> Turn<'_, J> {
         ended.add(1);
     }
 
-    /// Says that time has passed since [`end`](Turn::end) that is not the next job's.
+    /// Notes that the time since [`end`](Turn::end) is not the next job's.
     pub(crate) fn tarried(&mut self) {
         self.free_ns = self.watch.now_ns();
     }
 
-    /// Whether other jobs wait now; a long job may use it to give way.
+    /// Whether other jobs wait now. A long job may use it to decide whether to give way.
     pub(crate) fn others_wait(&self) -> bool {
         !self.queue.is_empty()
     }
 
-    /// Puts a job at the back of the queue: the way to give way and go on later. It counts as submitted, and
-    /// is accepted even while the pool drains, because it continues what was admitted. Never blocks.
+    /// Puts a job at the back of the queue, so that it gives way and goes on later. It counts as submitted. The queue
+    /// takes it even while the pool drains, because it continues an admitted job. Never blocks.
     ///
     /// # Errors
     ///
-    /// The job comes back when the queue is full.
+    /// If the queue is full, the job comes back.
     pub(crate) fn requeue(&self, job: J) -> Result<(), J> {
         self.queue.push(job, self.now_ns())?;
         self.queue.wake_one();
@@ -138,7 +141,7 @@ impl<J> Turn<'_, J> {
     }
 }
 
-/// A clock that can be left at home: a pool that does not measure times reads none.
+/// A clock that may be off: a pool that does not measure times reads no clock.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Watch {
     pub(crate) clock: Clock,
@@ -151,7 +154,7 @@ impl Watch {
     }
 }
 
-/// The accounts of one worker: written by it alone, read by scrapes.
+/// The counts of one worker: written by that worker alone, read by scrapes.
 #[repr(align(128))]
 pub(crate) struct WorkerCell {
     /// Jobs started.
@@ -160,19 +163,21 @@ pub(crate) struct WorkerCell {
     panicked: Counter,
     cancelled: Counter,
     expired: Counter,
-    /// The module's part on busy time: the sum when idle, the sum less the start when busy.
+    /// The sum of the busy time if the worker is idle, the sum less the start if it is busy. See the module's part on
+    /// busy time.
     busy: AtomicU64,
-    /// Since when the worker is as it is: with [`RUNNING`] when the running job started, without when it became
-    /// idle; 0 when it has not run a job yet. Written by the worker.
+    /// With [`RUNNING`], when the running job started. Without, when the worker became idle; 0 if it has not run a job
+    /// yet. Written by the worker.
     since: AtomicU64,
     pub(crate) queue_wait: Latency,
     pub(crate) job_duration: Latency,
 }
 
-/// The bit of [`WorkerCell::busy`] and [`WorkerCell::since`] that says a job runs; the rest is a count modulo 2^63.
+/// The bit of [`WorkerCell::busy`] and [`WorkerCell::since`] that is set while a job runs. The other bits are
+/// nanoseconds modulo 2^63.
 const RUNNING: u64 = 1 << 63;
 
-/// What a [`WorkerCell`] said at one moment.
+/// What a [`WorkerCell`] contained at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorkerReading {
     pub(crate) ended: Ended,
@@ -204,7 +209,7 @@ impl Ended {
 }
 
 impl WorkerReading {
-    /// How many jobs it has taken out of the queue.
+    /// How many jobs the worker has taken out of the queue.
     pub(crate) fn taken(&self) -> u64 {
         self.ended.sum() + u64::from(self.busy)
     }
@@ -225,23 +230,32 @@ impl WorkerCell {
         }
     }
 
-    fn start(&self, now_ns: u64) {
+    /// Notes that a job starts. Only the worker may call it.
+    pub(super) fn start(&self, now_ns: u64) {
         self.taken.add(1);
         self.since.store(now_ns | RUNNING, Ordering::Relaxed);
         let busy = self.busy.load(Ordering::Relaxed);
         if busy & RUNNING == 0 {
-            // Release, against the reader's Acquire: its later look at the clock is then no earlier than
-            // `now_ns`.
+            // Release, with the reader's Acquire: the reader looks at the clock after it, and so finds no earlier time
+            // than `now_ns`.
             self.busy.store((busy.wrapping_sub(now_ns) & !RUNNING) | RUNNING, Ordering::Release);
         }
     }
 
-    fn rest(&self, now_ns: u64) {
+    /// Notes that the worker became idle. Only the worker may call it.
+    pub(super) fn rest(&self, now_ns: u64) {
         self.since.store(now_ns, Ordering::Relaxed);
         let busy = self.busy.load(Ordering::Relaxed);
         if busy & RUNNING != 0 {
             self.busy.store(busy.wrapping_add(now_ns) & !RUNNING, Ordering::Release);
         }
+    }
+
+    /// Adds to the jobs completed by hand.
+    #[cfg(test)]
+    pub(super) fn pretend_completed(&self, jobs: u64) {
+        self.taken.add(jobs);
+        self.completed.add(jobs);
     }
 
     fn ended(&self) -> Ended {
@@ -253,21 +267,21 @@ impl WorkerCell {
         }
     }
 
-    /// Reads the accounts as they were at one moment.
+    /// Reads the counts as they were at one moment.
     pub(crate) fn read(&self) -> WorkerReading {
         let mut ended = self.ended();
         loop {
             let taken = self.taken.get();
             let again = self.ended();
             if again == ended {
-                // `taken` was read between two equal readings of what ended, so it is their sum or one more.
+                // `taken` was read between two equal readings of the outcomes, so it is their sum or one more.
                 return WorkerReading { ended, busy: taken > ended.sum() };
             }
             ended = again;
         }
     }
 
-    /// The word on busy time; see [`busy_ns`].
+    /// The word of the busy time; see [`busy_ns`].
     pub(crate) fn busy_word(&self) -> u64 {
         self.busy.load(Ordering::Acquire)
     }
@@ -281,23 +295,23 @@ impl WorkerCell {
     }
 }
 
-/// The busy time a word from [`WorkerCell::busy_word`] stands for at `now_ns`, a time read after it.
+/// The busy time that a word from [`WorkerCell::busy_word`] stands for at `now_ns`, a time read after it.
 pub(crate) fn busy_ns(word: u64, now_ns: u64) -> u64 {
     if word & RUNNING == 0 {
         return word;
     }
     let sum = word.wrapping_add(now_ns) & !RUNNING;
-    // The clocks of two processors may differ by nanoseconds, and the first job have begun in the reader's
-    // future.
+    // The clocks of two processors may differ by nanoseconds. Then the first job may seem to begin after the reader's
+    // time, and the sum is a small negative number.
     if sum & (RUNNING >> 1) == 0 { sum } else { 0 }
 }
 
-/// Runs jobs until there are no more to come, or the worker is let go.
+/// Runs jobs until no more will come, or the pool has too many workers and this one retires.
 pub(crate) fn work<J: Job, H: Handler<J>>(shared: &Shared<J>, cell: &WorkerCell, handler: &mut H) {
     let queue = &shared.queue;
     let watch = shared.watch;
     let stage = || shared.pool.stage.load(Ordering::SeqCst);
-    // In a drain they all leave soon, but only when nothing is left.
+    // In a drain no worker retires: all leave soon, and only when no job is left.
     let retires = || shared.pool.crew.has_surplus() && stage() == OPEN && shared.pool.crew.retire();
     let mut retired = false;
     let mut woken = false;
@@ -305,13 +319,13 @@ pub(crate) fn work<J: Job, H: Handler<J>>(shared: &Shared<J>, cell: &WorkerCell,
     while stage() < ABORTED {
         retired = retired || retires();
         if retired {
-            // A wake-up it may have been given is another's now.
+            // It passes a wake-up that it may have been given on to another worker.
             queue.wake_one();
             break;
         }
         let Some(queued) = queue.try_take() else {
-            // The order matters: `closed` first, then a look at the queue. After `closed` nothing is added to
-            // it but by running jobs, and their own workers look again after them.
+            // The order matters: `closed` first, then a look at the queue. After `closed` only running jobs add to
+            // it, and their own workers look again after them.
             if stage() >= CLOSED && queue.is_empty() {
                 break;
             }
@@ -341,14 +355,13 @@ pub(crate) fn work<J: Job, H: Handler<J>>(shared: &Shared<J>, cell: &WorkerCell,
         cell.rest(free_ns);
     }
     if stage() == ABORTED {
-        // A job that ran while the queue was being emptied may have requeued itself; nobody else would take
-        // that.
+        // A job that ran while the abort emptied the queue may have requeued itself, and no other thread takes it.
         shared.drop_queued();
     }
 }
 
-/// Runs jobs that wait, until there are none or `enough` says so of the time. For a thread that has other things to
-/// do; `cell` and `handler` are its own.
+/// Runs jobs that wait, until there are none or `enough` returns true for the time. For a thread that has other things
+/// to do. `cell` and `handler` belong to that thread.
 pub(crate) fn help<J: Job, H: Handler<J>>(
     shared: &Shared<J>,
     cell: &WorkerCell,
@@ -393,12 +406,11 @@ pub(crate) fn run<J, H: Handler<J>>(
     turn.free_ns
 }
 
-/// Runs `step`, as a rule a destructor that is not ours; a panic in it is reported by the panic hook and
-/// otherwise ignored.
+/// Runs `step`, as a rule a destructor from outside this crate. The panic hook reports a panic in it, and nothing else
+/// comes of the panic.
 pub(crate) fn quietly(step: impl FnOnce()) {
     if let Err(payload) = catch_unwind(AssertUnwindSafe(step)) {
-        // A payload whose own destructor panics would be a panic in this thread; leaking it is the lesser
-        // evil.
+        // The destructor of the payload may panic too, and would end this thread. So the payload is leaked.
         std::mem::forget::<Box<dyn Any + Send>>(payload);
     }
 }

@@ -1,13 +1,12 @@
-//! A bounded queue and the workers behind it, for jobs of one type: the engine of [`Pool`](crate::Pool) and
-//! of the server.
+//! A bounded queue and its workers, for jobs of one type: the engine of [`Pool`](crate::Pool) and of the server.
 //!
-//! What a job is and what is done with it is left to others: a [`Job`] type, and one [`Handler`] for each
-//! worker. The server's job is a connection and its handler owns the worker's buffer, so that a job needs no
-//! allocation; the pool's job is a closure.
+//! A user of this module decides what a job is and how it is run: a [`Job`] type, and one [`Handler`] for each worker.
+//! The server's job is a connection, and its handler owns the worker's buffer, so a job needs no allocation. The pool's
+//! job is a closure.
 //!
 //! # States
 //!
-//! It is `open`, then `draining`, then `closed`, and never goes back.
+//! The stage is `open`, then `draining`, then `closed`, and never goes back.
 //!
 //! | stage | submitters | workers |
 //! | --- | --- | --- |
@@ -15,23 +14,22 @@
 //! | draining | refused; those already inside finish their push | as before |
 //! | closed | refused | run what is queued, then exit; after an abort they exit at once |
 //!
-//! Why no admitted job is left behind. A submitter counts itself inside before it looks at the stage, and leaves
-//! after its push. A drain first sets the stage to `draining`, then waits until nobody is inside, then
-//! sets `closed`. Both do their store before their load, sequentially consistent, so one of them sees the
-//! other: either the submitter sees `draining` and turns back, or the drain waits for its push. So when the
-//! stage is `closed`, every admitted job is in the queue, and a worker that sees `closed` and then an empty
-//! queue has nothing more to come: only a running job can still requeue, and its own worker looks again after
-//! it.
+//! Why no admitted job is left behind. A submitter counts itself inside before it looks at the stage, and leaves after
+//! its push. A drain first sets the stage to `draining`, then waits until no submitter is inside, then sets `closed`.
+//! Both store before they load, sequentially consistent, so one of them sees the other. Either the submitter sees
+//! `draining` and turns back, or the drain waits for its push. So when the stage is `closed`, every admitted job is in
+//! the queue. A worker that sees `closed` and then an empty queue has nothing more to come. Only a running job can still
+//! requeue, and its own worker looks again after it.
 //!
 //! # Waiting for room
 //!
-//! A submitter that finds the queue full and has patience counts itself in `waiting`, listens, tries again,
-//! and only then sleeps; a worker that has taken a job looks at `waiting` after it. Both are sequentially
-//! consistent, so either the try sees the room or the worker sees the submitter. The notice is throttled and
-//! handed on as in `queue.rs`: one submitter is woken, and wakes the next if it leaves room. Nobody waits
-//! inside, so a drain does not wait for those who do: it wakes them, and they turn back.
+//! A submitter that finds the queue full and has patience counts itself in `waiting`, listens, tries again, and only
+//! then sleeps. A worker that has taken a job looks at `waiting` after it. Both are sequentially consistent, so either
+//! the try sees the room or the worker sees the submitter. The notice is throttled and handed on as in `queue.rs`: one
+//! submitter is woken, and wakes the next if it leaves room. No submitter waits inside, so a drain does not wait for
+//! those that wait for room. It wakes them, and they turn back.
 //!
-//! `model.rs` has the model checker try both parts, over the code below.
+//! In `model.rs` the model checker tries both parts, over the code below.
 
 use std::collections::HashSet;
 use std::io;
@@ -56,12 +54,12 @@ const DRAINING: u8 = 1;
 pub(crate) const CLOSED: u8 = 2;
 pub(crate) const ABORTED: u8 = 3;
 
-/// With more jobs than this waiting, a [`Helper`] wakes a worker at once; with fewer, when it has run out of time. To
-/// wake a thread, and to have it take turns with others, costs as much as some jobs that do not block: with 1 in
-/// place of 32 an echo took a third more of the processor where 50 or 300 clients talked.
+/// If more jobs than this wait, a [`Helper`] wakes a worker at once. If fewer do, it wakes one when its time is over. To
+/// wake a thread, which then takes turns with others, costs as much as some jobs that do not block. With 1 in place of
+/// 32, an echo took a third more processor time with 50 or 300 clients.
 const SHARED_FROM: usize = 32;
 
-/// How workers are to be made.
+/// What a pool is made with.
 pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) workers: usize,
@@ -72,57 +70,57 @@ pub(crate) struct Settings {
     pub(crate) timed: bool,
     /// Whether a worker lingers before it sleeps; see `queue.rs`.
     pub(crate) lingers: bool,
-    /// For jobs that never block: how many workers awake are enough, and that one of the workers is a
-    /// [`Helper`], and no thread of the pool's.
+    /// Set for jobs that never block: how many workers awake are enough. One of the workers is then a [`Helper`], and
+    /// not a thread of the pool's.
     pub(crate) enough_awake: Option<usize>,
     pub(crate) init: Option<Init>,
 }
 
-/// What each worker does before its first job; given the worker's number.
+/// What each worker does before its first job. Its argument is the worker's number.
 pub(crate) type Init = Arc<dyn Fn(usize) -> Result<(), InitError> + Send + Sync>;
 
 /// Why a worker could not begin.
 pub type InitError = Box<dyn std::error::Error + Send + Sync>;
 
-/// A queue with workers. Dropping it drains it; in a panicking thread, or on one of its own workers, it aborts
+/// A queue with workers. Dropping it drains it. In a panicking thread, or on one of its own workers, it aborts
 /// instead.
 pub(crate) struct Workers<J: Job> {
     shared: Arc<Shared<J>>,
     threads: Mutex<Threads<J>>,
 }
 
-/// The worker threads. Joined when they have been let go, or by the first drain that sees them all exit.
+/// The worker threads. The first drain that sees them all exit joins them.
 struct Threads<J> {
     running: Vec<(usize, JoinHandle<()>)>,
     /// Starts the worker of this number.
     start: Box<StartWorker<J>>,
-    /// Whether a worker has something to do before it can be said to have begun.
+    /// Whether each worker has a first step, which a resize waits for.
     inits: bool,
 }
 
 type StartWorker<J> = dyn Fn(&Arc<Shared<J>>, usize, OnReady) -> io::Result<JoinHandle<()>> + Send;
 
-/// Told by a worker that it has begun, or why it could not.
+/// Where a worker reports that it has begun, or why it could not.
 type OnReady = Option<crossbeam_channel::Sender<Result<(), InitError>>>;
 
-/// What submitters, workers and readers of the numbers hold together.
+/// What submitters, workers and readers of the numbers share.
 pub(crate) struct Shared<J> {
     pub(crate) pool: Arc<Identity>,
     pub(crate) watch: Watch,
     pub(crate) lingers: bool,
     pub(crate) queue: Queue<J>,
-    /// A worker's cell is at its number, and outlives it: the next worker of that number counts on. Written
-    /// by whoever resizes, read by readers of the numbers.
+    /// A worker's cell is at the worker's number, and outlives the worker: the next worker of that number counts on.
+    /// Written by a resize, read by readers of the numbers.
     cells: RwLock<Vec<Arc<WorkerCell>>>,
     /// The cell of the [`Helper`], if there is one.
     pub(crate) helper: Option<Arc<WorkerCell>>,
     /// Submitters that wait for room, at [`Crew::room`](super::crew::Crew::room).
     waiting: AtomicUsize,
-    /// Jobs that an abort took out of the queue, by what had become of them. Written by whoever aborts.
+    /// Jobs that an abort took out of the queue, by outcome. Written by the threads that empty the queue.
     pub(crate) dropped: Dropped,
-    /// The largest busy time ever reported; see `metrics.rs`. Written by readers.
-    pub(crate) busy_reported_ns: AtomicU64,
-    /// Submissions refused for want of room. Written by any submitter.
+    /// The largest busy time ever reported, in microseconds; see `metrics.rs`. Written by readers.
+    pub(crate) busy_reported_us: AtomicU64,
+    /// Submissions refused because the queue was full. Written by any submitter.
     pub(crate) rejected_full: AtomicU64,
     /// Submissions refused because the pool drains. Written by any submitter.
     pub(crate) rejected_draining: AtomicU64,
@@ -139,21 +137,21 @@ pub(crate) struct Dropped {
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Patience {
     None,
-    /// As none, for a try that is nobody's submission yet: it is not counted as rejected.
+    /// As none, for a try that is not a submission yet: it is not counted as rejected.
     Probe,
     Until(Instant),
     Endless,
 }
 
 impl Patience {
-    /// For this long; for ever, if that is beyond the reach of [`Instant`].
+    /// For this long. If that is beyond the reach of [`Instant`], for ever.
     pub(crate) fn lasting(timeout: Duration) -> Self {
         Instant::now().checked_add(timeout).map_or(Patience::Endless, Patience::Until)
     }
 }
 
 impl<J: Job> Workers<J> {
-    /// Starts the workers; `handler` is called once for each, with the worker's number from 0.
+    /// Starts the workers. Calls `handler` once for each, with the worker's number from 0.
     pub(crate) fn start<H>(
         settings: Settings,
         handler: impl Fn(usize) -> H + Send + 'static,
@@ -164,7 +162,7 @@ impl<J: Job> Workers<J> {
         let Settings { name, workers, queue_capacity, stack_size, clock, timed, lingers, enough_awake, init } =
             settings;
         check_workers(workers)?;
-        // One worker alone has to be a thread: a helper has other things to do.
+        // A single worker has to be a thread, because a helper has other things to do.
         let enough_awake = enough_awake.filter(|_| workers > 1);
         let threads = workers - usize::from(enough_awake.is_some());
         let at_rest = enough_awake.map_or(0, |enough| threads.saturating_sub(enough));
@@ -183,7 +181,7 @@ impl<J: Job> Workers<J> {
             cells: RwLock::new(Vec::with_capacity(workers)),
             waiting: AtomicUsize::new(0),
             dropped: Dropped::default(),
-            busy_reported_ns: AtomicU64::new(0),
+            busy_reported_us: AtomicU64::new(0),
             rejected_full: AtomicU64::new(0),
             rejected_draining: AtomicU64::new(0),
         });
@@ -192,13 +190,13 @@ impl<J: Job> Workers<J> {
             spawn(shared, number, stack_size, handler(number), init.clone(), ready)
         });
         let pool = Workers { shared, threads: Mutex::new(Threads { running: Vec::new(), start, inits }) };
-        // An early return drops the pool, which sends home the workers started so far.
+        // An early return drops the pool, and that drop ends the workers started so far.
         pool.resize(threads)?;
         Ok(pool)
     }
 
-    /// The worker that is no thread of the pool's, if its jobs never block and it has more than one. `handler` runs its
-    /// jobs.
+    /// The worker that is not a thread of the pool's, if the pool's jobs never block and it has more than one worker.
+    /// `handler` runs its jobs.
     pub(crate) fn helper<H: Handler<J>>(&self, handler: H) -> Option<Helper<J, H>> {
         let cell = self.shared.helper.clone()?;
         Some(Helper { shared: Arc::clone(&self.shared), cell, handler })
@@ -213,7 +211,7 @@ impl<J: Job> Workers<J> {
         outcome
     }
 
-    /// As [`submit`](Workers::submit), but wakes no worker: a [`Helper`] will run the job, or have it run.
+    /// As [`submit`](Workers::submit), but wakes no worker: a [`Helper`] will run the job, or wake a worker for it.
     pub(crate) fn admit(&self, job: J, patience: Patience) -> Result<(), Rejected<J>> {
         let mut outcome = self.shared.try_admit(job);
         if let Err(Rejected::Full(job)) = outcome {
@@ -236,13 +234,13 @@ impl<J: Job> Workers<J> {
         outcome
     }
 
-    /// Sets the number of workers. New ones have begun when it returns; those that are too many leave after
-    /// their job.
+    /// Sets the number of workers. New ones have begun when it returns. Workers beyond the number leave after their
+    /// job.
     pub(crate) fn resize(&self, workers: usize) -> Result<(), PoolError> {
         check_workers(workers)?;
         let shared = &self.shared;
         if current::is_beginning_in(shared.pool.id) {
-            // Whoever holds the lock waits for this worker.
+            // The resize that holds the lock waits for this worker.
             return Err(PoolError::Beginning);
         }
         let mut threads = lock(&self.threads);
@@ -250,7 +248,7 @@ impl<J: Job> Workers<J> {
             return Err(PoolError::Draining);
         }
         let mut running = std::mem::take(&mut threads.running);
-        // They have nothing left to do but to drop their thread-locals, which may want this lock: not joined.
+        // A finished thread only drops its thread-locals, and their destructors may want this lock. So it is not joined.
         running.retain(|(_, thread)| !thread.is_finished());
         let missing = shared.pool.crew.want(workers);
         let (ready, begun) = crossbeam_channel::bounded(missing);
@@ -274,11 +272,11 @@ impl<J: Job> Workers<J> {
                 refused.get_or_insert(PoolError::Init { source });
             }
         }
-        // Those that are too many may be asleep.
+        // Workers beyond the number may be asleep.
         shared.queue.wake_all();
         match refused {
             Some(error) => Err(error),
-            // A drain may have begun meanwhile, and has sent home the new ones too.
+            // If a drain has begun meanwhile, it has ended the new workers too.
             None if shared.pool.stage.load(Ordering::SeqCst) != OPEN => Err(PoolError::Draining),
             None => Ok(()),
         }
@@ -302,12 +300,12 @@ impl<J: Job> Workers<J> {
         let all_gone = shared.pool.crew.wait_until_gone(timeout);
         let mut stats = self.stats();
         if all_gone {
-            // Whoever resizes meanwhile keeps them, and they end by themselves. Joined without the lock, which the
-            // destructors of their thread-locals may want.
+            // A resize that holds the lock keeps the threads, and they end by themselves. They are joined without the
+            // lock, because the destructors of their thread-locals may want it.
             let running = self.threads.try_lock().map(|mut threads| std::mem::take(&mut threads.running));
             for (_, thread) in running.unwrap_or_default() {
-                // It has left the crew, so this blocks for no longer than a thread's exit takes, destructors
-                // of its thread-locals included. One of those may be who drains.
+                // The thread has left the crew, so this blocks only for the thread's exit, with the destructors of its
+                // thread-locals. One of those destructors may be what drains.
                 if thread.thread().id() != thread::current().id() {
                     let _ = thread.join();
                 }
@@ -316,7 +314,7 @@ impl<J: Job> Workers<J> {
             shared.advance(ABORTED);
             shared.wait_for_those_inside();
             shared.drop_queued();
-            // Workers that see the abort help to drop, and a job is counted the moment after it was taken.
+            // Workers that see the abort drop jobs too, and count each just after they take it.
             while {
                 stats = self.stats();
                 stats.queue_depth > 0
@@ -341,7 +339,7 @@ impl<J: Job> Workers<J> {
         self.shared.read_oldest_age()
     }
 
-    /// The pool's gauges without its job type, for whoever only reads them.
+    /// The pool's numbers without its job type, for code that only reads them.
     pub(crate) fn meter(&self) -> Arc<dyn Meter> {
         Arc::clone(&self.shared) as Arc<dyn Meter>
     }
@@ -355,7 +353,22 @@ impl<J: Job> Workers<J> {
     }
 }
 
-/// A thread that counts as one of the workers, and runs jobs when it has nothing else to do; only where jobs never
+#[cfg(test)]
+impl<J: Job> Workers<J> {
+    pub(super) fn shared(&self) -> &Shared<J> {
+        &self.shared
+    }
+}
+
+#[cfg(test)]
+impl<J> Shared<J> {
+    /// Adds cells whose numbers a test sets by hand.
+    pub(super) fn add_cells(&self, cells: impl IntoIterator<Item = Arc<WorkerCell>>) {
+        self.cells.write().unwrap_or_else(PoisonError::into_inner).extend(cells);
+    }
+}
+
+/// A thread that counts as one of the workers, and runs jobs when it has nothing else to do. Only for jobs that never
 /// block.
 pub(crate) struct Helper<J: Job, H> {
     shared: Arc<Shared<J>>,
@@ -364,8 +377,8 @@ pub(crate) struct Helper<J: Job, H> {
 }
 
 impl<J: Job, H: Handler<J>> Helper<J, H> {
-    /// Runs jobs until none waits, or `enough` says so of the time. With many that wait, or some left, wakes a worker to
-    /// share in them. Returns whether any are left.
+    /// Runs jobs until none waits, or `enough` returns true for the time. If many wait, or some are left, wakes a worker
+    /// to run some of them. Returns whether any are left.
     pub(crate) fn help(&mut self, enough: impl Fn(u64) -> bool) -> bool {
         let queue = &self.shared.queue;
         if queue.len() > SHARED_FROM {
@@ -386,10 +399,10 @@ fn check_workers(workers: usize) -> Result<(), PoolError> {
 
 impl<J: Job> Drop for Workers<J> {
     fn drop(&mut self) {
-        // After an abort, or a drain that timed out, nobody is waited for: a stuck job must not hang its
-        // dropper. Nor must it keep a panic from being seen.
+        // After an abort, or a drain that timed out, this waits for no worker: a stuck job must not hang the thread that
+        // drops the pool. Nor must it keep that thread's panic from being reported.
         if std::thread::panicking() || current::worker_of(self.id()).is_some() {
-            // A worker cannot wait for its own end either.
+            // A worker cannot wait for its own end.
             self.abort();
         } else if self.shared.pool.stage.load(Ordering::SeqCst) < ABORTED {
             self.drain(Duration::MAX);
@@ -418,7 +431,7 @@ impl<J: Job> Meter for Shared<J> {
 impl<J> Shared<J> {
     /// Admits a job if there is room.
     fn try_admit(&self, job: J) -> Result<(), Rejected<J>> {
-        // SeqCst here and in `close`: the module's part on states has the argument.
+        // SeqCst here and in `close`: see the module's part on states.
         let open = || self.pool.stage.load(Ordering::SeqCst) == OPEN;
         self.queue.admit(job, self.watch.now_ns(), open).map_err(|refused| match refused {
             Refused::Full(job) => Rejected::Full(job),
@@ -435,14 +448,14 @@ impl<J> Shared<J> {
                 Err(Rejected::Full(job)) => job,
                 outcome => {
                     if outcome.is_ok() && !self.queue.is_full() {
-                        // One is woken at a time; the next may come too.
+                        // One submitter is woken at a time, and there is room for the next.
                         self.pool.crew.room.notify(1);
                     }
                     return outcome;
                 }
             };
             let Some(until) = until else {
-                // A worker of this pool that waits for ever for its own queue may be the last.
+                // A worker of this pool that waits for room without an end may be the last that could make room.
                 let wait = current::worker_of(self.pool.id)
                     .map(|(_, by)| self.pool.crew.wait(by, Awaited::Room, || self.queue.is_full()))
                     .transpose();
@@ -477,21 +490,21 @@ impl<J> Shared<J> {
         self.advance(CLOSED);
     }
 
-    /// Raises the stage, and wakes every sleeper to see it.
+    /// Raises the stage, and wakes every sleeper so that it looks at the stage.
     fn advance(&self, stage: u8) {
         self.pool.stage.fetch_max(stage, Ordering::SeqCst);
         self.queue.wake_all();
         self.pool.crew.room.notify(usize::MAX);
     }
 
-    /// A submitter inside is between two steps that do not block, so this is a matter of microseconds.
+    /// A submitter inside is between two steps that do not block, so this takes microseconds.
     fn wait_for_those_inside(&self) {
         while self.queue.has_anyone_inside() {
             thread::yield_now();
         }
     }
 
-    /// The workers' cells. Locked against a resize only.
+    /// The workers' cells. The lock keeps out a resize only.
     pub(crate) fn cells(&self) -> RwLockReadGuard<'_, Vec<Arc<WorkerCell>>> {
         self.cells.read().unwrap_or_else(PoisonError::into_inner)
     }
@@ -501,7 +514,7 @@ impl<J: Job> Shared<J> {
     /// Takes what is queued and drops it.
     pub(crate) fn drop_queued(&self) {
         while let Some(queued) = self.queue.try_take() {
-            // A destructor may be slow, or panic; the job has been counted before.
+            // A destructor may be slow, or panic. `abandon` counts the job before that.
             quietly(|| {
                 queued.job.abandon(&mut |outcome| {
                     let count = match outcome {
@@ -556,7 +569,7 @@ fn spawn<J: Job, H: Handler<J> + 'static>(
     let leave = Leave(Arc::clone(&shared));
     thread
         .spawn(move || {
-            // Moved in, so that it is dropped, and counted, whether the thread ran or was never granted.
+            // Moved in, so that it is dropped, and the thread counted out, whether or not the system grants the thread.
             let leave = leave;
             // Before the first step, so that a wait in it for the own pool is seen as well.
             let _current = current::enter(&shared.pool);
@@ -565,14 +578,19 @@ fn spawn<J: Job, H: Handler<J> + 'static>(
             if failed {
                 leave.0.pool.crew.withdraw();
             }
-            if let Some(ready) = ready {
-                let _ = ready.send(begun);
-            }
+            report(ready, begun);
             if !failed {
                 worker::work(&shared, &cell, &mut handler);
             }
         })
         .inspect_err(|_| refused.crew.withdraw())
+}
+
+fn report(ready: OnReady, begun: Result<(), InitError>) {
+    if let Some(ready) = ready {
+        // If the resize has given up, nothing waits for the report.
+        let _ = ready.send(begun);
+    }
 }
 
 fn begin(init: &dyn Fn(usize) -> Result<(), InitError>, number: usize) -> Result<(), InitError> {
@@ -656,7 +674,7 @@ mod tests {
         struct Endless;
         impl Handler<Number> for Endless {
             fn run(&mut self, job: Number, turn: &mut Turn<'_, Number>) {
-                // Longer than the abort looks at the queue.
+                // For longer than the abort takes to empty the queue.
                 std::thread::sleep(Duration::from_millis(10));
                 let _ = turn.requeue(job);
             }
