@@ -2,28 +2,27 @@
 //!
 //! # What it guarantees
 //!
-//! - It answers on threads of its own, so it answers while everything else is saturated, and it is stopped
-//!   last.
-//! - **No request can harm it.** At most 16 connections are open, and a newcomer takes the place of the
-//!   oldest whose client has said nothing that was not answered, so silent connections keep no scrape out. A
-//!   connection lives 3 seconds at most, whatever its client does. A head has 8 KiB at most; a body is never
-//!   read. Answers are HTTP/1.0: one answer, then the end.
-//! - An `accept` error is counted, waited out, and never ends the endpoint.
+//! - It has threads of its own, so it answers while all others are saturated. A program stops it last.
+//! - **No request can harm it.** At most 16 connections are open. A new connection takes the place of the oldest one
+//!   that has no request without an answer, so silent connections keep no scrape out. A connection lives 3 seconds at
+//!   most, whatever its client does. A head has 8 KiB at most, and a body is never read. Answers are HTTP/1.0: one
+//!   answer, then the end.
+//! - An `accept` error is counted. The endpoint waits, tries again, and never ends because of it.
 //!
 //! # How, and why not `tiny_http::Server`
 //!
-//! The endpoint is an ordinary [`Service`] on a [`Server`] of its own with two workers, so slow heads and
-//! slow readers are parked like any connection and hold no worker. Of `tiny_http` (0.12.0) it uses the
-//! response types. Its server ends accepting for good at the first `accept` error, starts a thread for every
-//! idle connection, and can be stopped by one request (an absurd `Content-Length` aborts the process); none
-//! of this can be mended from a handler. Its two open advisories are out of reach as well: no transfer
-//! encoding is parsed here (CVE-2026-66752), and every header value sent is a constant (CVE-2026-66753).
+//! The endpoint is an ordinary [`Service`] on a [`Server`] of its own with two workers. So slow heads and slow readers
+//! are parked like any connection and hold no worker. Of `tiny_http` (0.12.0) it uses the response types. The server of
+//! `tiny_http` stops accepting for good at the first `accept` error and starts a thread for every idle connection. One
+//! request can end it: an absurd `Content-Length` aborts the process. A handler cannot fix any of this. The two open
+//! advisories of `tiny_http` do not apply: no transfer encoding is parsed here (CVE-2026-66752), and every header value
+//! sent is a constant (CVE-2026-66753).
 //!
-//! What it leaves to others: what the metrics and probes say.
+//! What it leaves to others: the content of the metrics and probes.
 
 mod http;
 mod page;
-/// What holds for any bytes, asserted by tests and fuzzers.
+/// Properties that hold for any bytes. Tests and fuzzers assert them.
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod properties;
@@ -32,45 +31,44 @@ use std::fmt;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
+use prometheus::core::Collector;
 use prometheus::{IntCounterVec, Opts, Registry};
 
 use self::http::{Answer, Head, Parsed};
-use crate::metrics::{Page, Source, collector};
+use crate::metrics::{Page, Source, collector, together};
 use crate::server::{Next, Overload, Running, Server, ServerBuilder, ServerError, ServerHandle, Service};
 
 /// Connections open at once. A scraper uses one.
 const MAX_CONNECTIONS: usize = 16;
 
-/// How long a connection may live: head, answer and end together. A scraper on the same network needs
-/// milliseconds.
+/// How long a connection may live, with head, answer and end. A scraper on the same network needs milliseconds.
 const LIFETIME: Duration = Duration::from_secs(3);
 
-/// The most bytes of a request's head. A scraper's has a few hundred.
+/// The most bytes of a request's head. A scraper's head has a few hundred bytes.
 const MAX_HEAD: usize = 8 * 1024;
 
-/// One to answer a scrape, which may take milliseconds with thousands of workers, and one for a probe
-/// meanwhile.
+/// One worker for a scrape, which may take milliseconds with thousands of workers, and one for a probe meanwhile.
 const WORKERS: usize = 2;
 
-/// How long requests in progress are waited for at the end.
+/// How long the end waits for requests in progress.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// All paths that are not served share one label, so that a scanner cannot make series.
+/// The label that all paths share that are not served, so that a scanner cannot create series.
 const OTHER: &str = "other";
 
-/// What is served at one path.
+/// The answer at one path.
 enum Route {
     /// The registry, as text.
     Metrics,
-    /// Yes, or no and why.
+    /// 200, or 503 with the reason.
     Probe(Box<dyn Fn() -> Result<(), String> + Send + Sync>),
-    /// The status page, which asks for the status.
+    /// The status page, which fetches the status.
     Page,
     /// The numbers of a server, as JSON.
     Status(ServerHandle),
 }
 
-/// The side HTTP endpoint, running. Dropping it lets it run on; [`stop`](Exposition::stop) ends it.
+/// The side HTTP endpoint, running. It runs on when this is dropped; [`stop`](Exposition::stop) ends it.
 ///
 /// ```
 /// use std::io::{Read, Write};
@@ -92,6 +90,8 @@ enum Route {
 #[derive(Debug)]
 pub struct Exposition {
     running: Running,
+    registry: Registry,
+    requests: IntCounterVec,
 }
 
 impl Exposition {
@@ -104,7 +104,7 @@ impl Exposition {
     ///
     /// # Panics
     ///
-    /// When the registry has an endpoint already.
+    /// If the registry has an endpoint already.
     pub fn serve(registry: Registry, address: SocketAddr) -> Result<Exposition, ServerError> {
         Exposition::bind(registry, address)?.start()
     }
@@ -118,7 +118,7 @@ impl Exposition {
         Ok(BoundExposition::new(Self::server().bind(address)?, registry))
     }
 
-    /// As [`bind`](Exposition::bind), on a listener that somebody else holds too, such as a service manager that
+    /// As [`bind`](Exposition::bind), on a listener that another process holds too, such as a service manager that
     /// passed it on. See [`ServerBuilder::adopt`](crate::ServerBuilder::adopt).
     ///
     /// # Errors
@@ -146,11 +146,16 @@ impl Exposition {
         self.running.local_addr()
     }
 
-    /// Stops accepting, lets requests in progress finish, half a second at most, and comes back when all is
-    /// closed.
+    /// Stops accepting, lets requests in progress finish, half a second at most, and returns when all connections are
+    /// closed. Then it takes the endpoint's own metrics out of the registry, which may have another endpoint from then
+    /// on.
     pub fn stop(self) {
-        self.running.handle().drain();
-        let _ = self.running.wait();
+        let Exposition { running, registry, requests } = self;
+        running.handle().drain();
+        let metrics = metrics(&running, &requests);
+        let _ = running.wait();
+        // It fails if the user has taken them out before.
+        let _ = registry.unregister(metrics);
     }
 }
 
@@ -172,9 +177,8 @@ impl BoundExposition {
         self.server.local_addr()
     }
 
-    /// Serves a probe at `path`: 200 and `ok` when the closure says `Ok`, 503 and its reason otherwise. It is
-    /// called for each request, on the endpoint's worker; it should answer at once. The first to be given a path keeps
-    /// it.
+    /// Serves a probe at `path`: 200 and `ok` if the closure returns `Ok`, 503 and its reason otherwise. The endpoint's
+    /// worker calls the closure for each request, so it should return at once. A path keeps the first route it is given.
     #[must_use]
     pub fn probe(
         mut self,
@@ -185,8 +189,8 @@ impl BoundExposition {
         self
     }
 
-    /// Serves a page at `/` that shows a server as it works, for a browser and without any other tool, and at
-    /// `/status.json` the numbers that it draws. The README describes both.
+    /// Serves a page at `/` that shows a server at work in a browser, without any other tool. Serves the numbers that
+    /// the page draws at `/status.json`. The README describes both.
     ///
     /// ```
     /// use millpond::{Echo, Exposition, Server};
@@ -205,7 +209,7 @@ impl BoundExposition {
         self
     }
 
-    /// Starts the threads, and puts the endpoint's own metrics into the registry: its pool's, labelled
+    /// Starts the threads, and puts the endpoint's own metrics into the registry: those of its pool, labelled
     /// `pool="http"`, and `millpond_http_*`.
     ///
     /// # Errors
@@ -214,17 +218,19 @@ impl BoundExposition {
     ///
     /// # Panics
     ///
-    /// When the registry has these metrics already: it serves one endpoint.
+    /// If the registry has one of these metrics already, because it has another endpoint. Then the registry stays as it
+    /// is, and no thread is left.
     pub fn start(self) -> Result<Exposition, ServerError> {
         let BoundExposition { server, registry, routes } = self;
         let endpoint = Endpoint::new(registry.clone(), routes);
         let requests = endpoint.requests.clone();
         let running = server.with_service(endpoint).start()?;
-        let taken = "a registry has one endpoint";
-        running.register_pool(&registry).expect(taken);
-        registry.register(Box::new(requests)).expect(taken);
-        registry.register(collector(AcceptErrors(running.accept_errors()), &[])).expect(taken);
-        Ok(Exposition { running })
+        if let Err(error) = registry.register(metrics(&running, &requests)) {
+            running.handle().drain();
+            let _ = running.wait();
+            panic!("a registry has one endpoint: {error}");
+        }
+        Ok(Exposition { running, registry, requests })
     }
 }
 
@@ -236,6 +242,15 @@ impl fmt::Debug for BoundExposition {
             .field("paths", &paths)
             .finish_non_exhaustive()
     }
+}
+
+/// The endpoint's own metrics, as one collector.
+fn metrics(running: &Running, requests: &IntCounterVec) -> Box<dyn Collector> {
+    together(vec![
+        running.pool_collector(),
+        Box::new(requests.clone()),
+        collector(AcceptErrors(running.accept_errors()), &[]),
+    ])
 }
 
 /// The endpoint's failed accepts as a source of metrics.
@@ -266,7 +281,7 @@ impl Endpoint {
         let help = "Requests to the side HTTP endpoint, by path and status. Paths that are not served share the value other. 503 on /readyz or /healthz is the probe saying no.";
         let requests = IntCounterVec::new(Opts::new("millpond_http_requests_total", help), &["path", "code"])
             .expect("the name, labels and help are literals, and valid");
-        // What can be asked is known, so every series is there from the first scrape.
+        // All requests and their answers are known, so every series is there from the first scrape.
         for (path, route) in &routes {
             requests.with_label_values(&[*path, "200"]);
             requests.with_label_values(&[*path, "405"]);
@@ -280,7 +295,7 @@ impl Endpoint {
         Endpoint { registry, routes, requests }
     }
 
-    /// The answer to a request, and the path it is counted under.
+    /// The answer to a request, and the path under which it is counted.
     fn answer(&self, head: &Head<'_>) -> (&'static str, Answer) {
         let Some((path, route)) = self.routes.iter().find(|(path, _)| *path == head.path) else {
             let mut text = String::from("nothing is served here; there are");
@@ -317,7 +332,7 @@ impl Endpoint {
 }
 
 impl Service for Endpoint {
-    /// As much of the head as has come.
+    /// The part of the head that has come.
     type Session = Vec<u8>;
 
     fn open(&self, _peer: SocketAddr) -> Vec<u8> {
@@ -325,7 +340,7 @@ impl Service for Endpoint {
     }
 
     fn serve(&self, head: &mut Vec<u8>, bytes: &mut Vec<u8>) -> Next {
-        // What is over the limit is not even kept.
+        // Bytes over the limit are not kept.
         let room = (MAX_HEAD + 1).saturating_sub(head.len());
         head.extend_from_slice(&bytes[..bytes.len().min(room)]);
         bytes.clear();

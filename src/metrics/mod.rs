@@ -13,7 +13,7 @@ mod cell;
 mod page;
 
 pub(crate) use cell::{Counter, Histogram, Reading};
-pub(crate) use page::{Page, Source, collector};
+pub(crate) use page::{Page, Source, collector, together};
 
 /// Upper bounds of the latency histograms, in nanoseconds: 10 us to 60 s in steps of about 2.5.
 ///

@@ -1,40 +1,50 @@
 //! The server's numbers: a cell for each thread that serves, and one reading of all of them.
 //!
-//! The law `accepted = sum(connections) + sum(closed)` holds in every reading by the order it is taken in:
-//! first what was accepted, then what was closed. A connection that was accepted after the first step and
-//! closed before the second would show as closed only; then what was closed is the truer count of what was
-//! accepted, and the larger of the two is reported. Open connections are the difference. Of these, as many
-//! are queued as jobs wait, and as many active as workers are busy, because a job is a connection; the
-//! reactor counts those it lingers on; the rest are idle.
+//! The law `accepted = sum(connections) + sum(closed)` holds in every reading because of the order of the reading: first
+//! the accepted connections, then the closed ones. A connection that was accepted after the first step and closed before
+//! the second is counted as closed only. Then the closed connections are the truer count of accepted ones, and the larger
+//! of the two is reported. Open connections are the difference. As many of them are queued as jobs wait, and as many are
+//! active as workers are busy, because a job is a connection. The reactor counts those it lingers on. The rest are idle.
+//!
+//! # How far the numbers reach
+//!
+//! A counter must not fall. `metrics/cell.rs` says how far each kind of cell reaches. The connection durations need the
+//! most: one thread, the reactor, may close ten million connections of ten years each. Their sum has 96 bits in the cell
+//! and 128 bits in [`Totals`]. Bytes have 64 bits, which is 58 years at 10 GB a second.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::Core;
+use prometheus::Registry;
+use prometheus::core::Collector;
+
 use super::stint::Stint;
+use super::{Core, ServerHandle};
+use crate::lifecycle::LifecycleMetrics;
 use crate::metrics::{
-    Counter, LATENCY_BOUNDS_NS, LIFETIME_BOUNDS_NS, Latency, Lifetime, Page, Reading, Source,
+    Counter, LATENCY_BOUNDS_NS, LIFETIME_BOUNDS_NS, Latency, Lifetime, Page, Reading, Source, collector,
+    together,
 };
-use crate::pool::{Meter, Stats};
+use crate::pool::{self, Meter, Stats};
 
 /// Why a connection was closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reason {
-    /// The client closed it.
+    /// The client closed the connection.
     Client,
-    /// It was silent for the idle timeout.
+    /// The connection was silent for the idle timeout.
     IdleTimeout,
     /// The client took none of its output for the write timeout.
     WriteTimeout,
-    /// Reading or writing failed: as a rule, the client reset it.
+    /// Reading or writing failed. As a rule, the client had reset the connection.
     Error,
     /// The service panicked.
     Panicked,
     /// The service ended the conversation.
     Service,
-    /// It was idle in a drain.
+    /// The connection was idle in a drain.
     Drained,
-    /// It was cut, by the end of a drain or to make room.
+    /// The server cut the connection, at the end of a drain or to make room.
     Aborted,
 }
 
@@ -64,14 +74,14 @@ impl Reason {
     }
 }
 
-/// Why a connection the kernel had accepted was refused.
+/// Why the server refused a connection that the kernel had accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Refusal {
     /// As many connections are open as may be.
     Limit,
     /// The oldest waiting connection has waited too long.
     Overload,
-    /// It stood in the kernel's backlog when the drain's deadline passed.
+    /// The connection was in the kernel's listen queue when the drain's deadline passed.
     Draining,
 }
 
@@ -81,11 +91,11 @@ const REFUSALS: [(Refusal, &str); 3] =
 /// Why `accept` failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum AcceptFailure {
-    /// No descriptor was to be had, in the process or the system.
+    /// The process or the system had no descriptor left.
     FdLimit,
-    /// The connection was gone before it was accepted.
+    /// The client had closed the connection before it was accepted.
     Aborted,
-    /// Anything else.
+    /// Any other error.
     Other,
 }
 
@@ -95,11 +105,11 @@ const ACCEPT_FAILURES: [(AcceptFailure, &str); 3] = [
     (AcceptFailure::Other, "other"),
 ];
 
-/// The accounts of one thread that serves or closes connections: written by it alone.
+/// The counts of one thread that serves or closes connections. Written by that thread alone.
 #[derive(Debug)]
 #[repr(align(128))]
 pub(crate) struct Cell {
-    /// Whom the thread serves as a worker.
+    /// The connection that the thread serves as a worker.
     pub(crate) stint: Stint,
     pub(crate) received: Counter,
     pub(crate) sent: Counter,
@@ -129,14 +139,14 @@ impl Cell {
     }
 }
 
-/// All accounts of a server.
+/// All counts of a server.
 #[derive(Debug)]
 pub(crate) struct Ledger {
     /// One for each worker.
     pub(crate) workers: Box<[Cell]>,
-    /// The reactor's, as one that closes connections.
+    /// The reactor's, for the connections that it closes.
     pub(crate) reactor: Cell,
-    /// The reactor's, as the one that accepts them.
+    /// Connections admitted. Written by the reactor.
     pub(crate) accepted: Counter,
     rejected: [Counter; REFUSALS.len()],
     accept_errors: [Counter; ACCEPT_FAILURES.len()],
@@ -146,7 +156,7 @@ pub(crate) struct Ledger {
     pub(crate) late: Counter,
 }
 
-/// What a server had done when it was asked.
+/// What a server had done when it was read.
 #[derive(Clone, Debug)]
 pub(crate) struct Totals {
     pub(crate) accepted: u64,
@@ -162,13 +172,13 @@ pub(crate) struct Totals {
 /// Open connections, by state.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Open {
-    /// Waiting for their client.
+    /// Connections that wait for their client.
     pub(crate) idle: u64,
-    /// Waiting for a worker.
+    /// Connections that wait for a worker.
     pub(crate) queued: u64,
-    /// With a worker.
+    /// Connections that a worker serves.
     pub(crate) active: u64,
-    /// Waiting for their client's end.
+    /// Connections whose output side is closed, and that wait for the client to close its side.
     pub(crate) closing: u64,
 }
 
@@ -220,8 +230,8 @@ impl Ledger {
         ACCEPT_FAILURES.iter().map(|(failure, kind)| (*kind, self.accept_errors[*failure as usize].get()))
     }
 
-    /// How many connections are open, by state. The readings were taken one after the other, so a connection that
-    /// ended in between may be counted as busy and closed; the sum stays true.
+    /// How many connections are open, by state. The readings are taken one after the other. So a connection that ends
+    /// in between may be counted as busy and as closed. The sum stays true.
     pub(crate) fn open(&self, totals: &Totals, pool: &Stats) -> Open {
         let mut idle = totals.accepted - totals.closed_in_all();
         let mut at_most = |count: u64| {
@@ -235,7 +245,7 @@ impl Ledger {
         Open { idle, queued, active, closing }
     }
 
-    /// Adds up all accounts, in the order the module explains.
+    /// Adds up all cells, in the order that the module explains.
     pub(crate) fn totals(&self) -> Totals {
         let mut totals = Totals {
             accepted: self.accepted.get(),
@@ -247,7 +257,7 @@ impl Ledger {
             first_byte: Reading::new(&LATENCY_BOUNDS_NS),
             echo_latency: Reading::new(&LATENCY_BOUNDS_NS),
         };
-        // All of sent before any of received, so that no reading shows more echoed than came in.
+        // All of `sent` before any of `received`, so that no reading has more bytes sent than received.
         totals.sent = self.workers.iter().chain([&self.reactor]).map(|cell| cell.sent.get()).sum();
         for cell in self.workers.iter().chain([&self.reactor]) {
             totals.received += cell.received.get();
@@ -260,6 +270,48 @@ impl Ledger {
         }
         totals.accepted = totals.accepted.max(totals.closed_in_all());
         totals
+    }
+}
+
+impl ServerHandle {
+    /// A collector of every metric of the server, its phase and its pool.
+    pub(crate) fn collector(&self) -> Box<dyn Collector> {
+        let ServerHandle { core, pool } = self.clone();
+        together(vec![
+            collector(LifecycleMetrics(Arc::clone(&core.lifecycle)), &[]),
+            collector(ServerMetrics { core, pool: Arc::clone(&pool) }, &[]),
+            pool::collector(pool),
+        ])
+    }
+
+    /// Takes the metrics that [`Running::register`](super::Running::register) put into a registry out of it again, all
+    /// together. Then the registry drops what it holds of the server, and takes the next server.
+    ///
+    /// It works at any time, also after the server has drained. A registry knows metrics by their names and labels. So
+    /// this takes out those of a second server with the same name too, if that server is in the registry instead.
+    ///
+    /// ```
+    /// use millpond::{Echo, Server};
+    ///
+    /// let registry = millpond::prometheus::Registry::new();
+    /// let start = || Server::builder("echo").service(Echo).workers(2).bind(([127, 0, 0, 1], 0).into())?.start();
+    /// let first = start()?;
+    /// first.register(&registry)?;
+    /// let handle = first.handle();
+    /// handle.drain();
+    /// first.wait();
+    /// handle.unregister(&registry)?;
+    /// let second = start()?;
+    /// second.register(&registry)?;
+    /// # second.handle().drain();
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// If the metrics are not in the registry. Then the registry stays as it is.
+    pub fn unregister(&self, registry: &Registry) -> prometheus::Result<()> {
+        registry.unregister(self.collector())
     }
 }
 
@@ -355,7 +407,10 @@ impl Source for ServerMetrics {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::server::{Echo, Running, Server};
 
     #[test]
     fn a_connection_closed_while_it_is_read_still_balances() {
@@ -364,7 +419,7 @@ mod tests {
         ledger.workers[0].closed(Reason::Client, 1);
         ledger.workers[1].closed(Reason::Error, 1);
         ledger.reactor.closed(Reason::Drained, 1);
-        // As if a fourth had been accepted and closed since the count of accepted was read.
+        // As if a fourth connection had been accepted and closed after the count of accepted ones was read.
         ledger.reactor.closed(Reason::Drained, 1);
         let totals = ledger.totals();
         assert_eq!(totals.accepted, 4);
@@ -381,5 +436,55 @@ mod tests {
         }
         let counts: Vec<_> = cell.closed.iter().map(Counter::get).collect();
         assert_eq!(counts, [0, 1, 2, 3, 4, 5, 6, 7]);
+    }
+
+    /// A server that nobody connects to, so that a test may write its cells. It is drained when the test ends.
+    struct Idle(Running);
+
+    impl Idle {
+        fn start() -> Self {
+            let any_port = ([127, 0, 0, 1], 0).into();
+            let server = Server::builder("old").service(Echo).workers(2).max_connections(4).bind(any_port);
+            Idle(server.expect("a port").start().expect("threads"))
+        }
+    }
+
+    impl Drop for Idle {
+        fn drop(&mut self) {
+            self.0.handle().drain();
+            let _ = self.0.finished().recv_timeout(Duration::from_secs(30));
+        }
+    }
+
+    /// Each step closes connections of a great age, in one cell and in several, and takes the sum over the next power of
+    /// two, from 2^63 ns on.
+    #[test]
+    fn sums_of_durations_rise_beyond_64_bits_in_the_registry_and_in_the_status() {
+        const YEAR_NS: u64 = 365 * 86_400 * 1_000_000_000;
+        let server = Idle::start();
+        let (handle, registry) = (server.0.handle(), Registry::new());
+        server.0.register(&registry).expect("the registry is new");
+        let ledger = &handle.core.ledger;
+        let value = |name: &str| -> f64 {
+            let text = prometheus::TextEncoder::new().encode_to_string(&registry.gather()).expect("text");
+            let line = text.lines().find_map(|line| line.strip_prefix(&format!("{name} "))).expect("a line");
+            line.parse().expect("a number")
+        };
+        let (mut years, mut last) = (0, 0.0);
+        for lived in [290, 1, 2, 290, 1, 290, 10_u64] {
+            ledger.reactor.closed(Reason::Drained, lived * YEAR_NS);
+            ledger.workers[0].closed(Reason::Client, lived * YEAR_NS);
+            ledger.workers[1].echo_latency.observe(lived * YEAR_NS);
+            ledger.workers[1].first_byte.observe(lived * YEAR_NS);
+            years += lived;
+            let one = (years * 365 * 86_400) as f64;
+            assert_eq!(value("millpond_connection_duration_seconds_sum"), 2.0 * one);
+            assert_eq!(value("millpond_echo_latency_seconds_sum"), one);
+            assert_eq!(value("millpond_connection_first_byte_seconds_sum"), one);
+            let status = serde_json::to_value(handle.status()).expect("JSON");
+            assert_eq!(status["echo_latency"]["sum_seconds"].as_f64(), Some(one));
+            assert!(one > last);
+            last = one;
+        }
     }
 }

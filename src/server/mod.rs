@@ -63,16 +63,15 @@ use self::connection::Connection;
 pub use self::descriptors::{DEFAULT_CONNECTIONS_CAP, RESERVED_DESCRIPTORS, raise_descriptor_limit};
 pub use self::door::Overload;
 use self::door::{Ballast, Door, Holder};
-use self::metrics::{Cell, Ledger, Reason, ServerMetrics};
+use self::metrics::{Cell, Ledger, Reason};
 use self::reactor::Reactor;
 use self::reaper::Reaper;
 pub use self::report::Report;
 pub use self::service::{Echo, Laboured, Next, Service};
 use self::turn::{Attendant, Job};
 use crate::clock::Clock;
-use crate::lifecycle::{Lifecycle, LifecycleMetrics, Phase};
+use crate::lifecycle::{Lifecycle, Phase};
 use crate::log_limit::LogLimit;
-use crate::metrics::collector;
 use crate::pool::{self, Meter, PoolError, Workers};
 
 /// The stack of a worker that serves connections, unless set: enough for a service that does no deep recursion.
@@ -527,22 +526,20 @@ impl Running {
         self.address
     }
 
-    /// Puts every metric of the server, its phase and its pool into a registry. Only the pool's metrics are labelled with
-    /// the server's name, so a registry takes one server and any number of pools.
+    /// Puts every metric of the server, its phase and its pool into a registry: all of them, or none on an error. The
+    /// pool's are labelled with the server's name, the others are not. So a registry takes one server, and any number of
+    /// pools. [`ServerHandle::unregister`] takes them out again.
     ///
     /// # Errors
     ///
-    /// If the registry has these metrics already.
+    /// If the registry has one of the metrics already. Then it stays as it is.
     pub fn register(&self, registry: &Registry) -> prometheus::Result<()> {
-        let ServerHandle { core, pool } = self.handle();
-        registry.register(collector(LifecycleMetrics(Arc::clone(&core.lifecycle)), &[]))?;
-        registry.register(collector(ServerMetrics { core, pool }, &[]))?;
-        self.register_pool(registry)
+        registry.register(self.handle.collector())
     }
 
-    /// Puts only the metrics of the server's pool into a registry.
-    pub(crate) fn register_pool(&self, registry: &Registry) -> prometheus::Result<()> {
-        registry.register(pool::collector(Arc::clone(&self.handle.pool)))
+    /// A collector of the metrics of the server's pool alone.
+    pub(crate) fn pool_collector(&self) -> Box<dyn prometheus::core::Collector> {
+        pool::collector(Arc::clone(&self.handle.pool))
     }
 
     /// Returns a function that reads the failed accepts so far, by the name of their kind.
