@@ -1,34 +1,49 @@
-//! Who works: how many workers a pool has, how many it should have, and which of them wait for their own
-//! pool.
+//! How many workers a pool has, how many it should have, and which of them wait for their own pool.
 //!
 //! # No silent deadlock
 //!
-//! A worker that waits for a job of its own pool works for nobody meanwhile. Two things can go wrong, and the
-//! wait that would complete either is refused with an error instead:
+//! A worker that waits for a job of its own pool runs no other job meanwhile. Two things can go wrong. In both cases the
+//! wait that would complete the deadlock is refused with an error instead:
 //!
-//! - *Starvation*: every worker waits likewise, so nothing that is queued will ever start.
-//! - *A circle*: whatever it waits for waits, directly or through others, for the job it is running itself.
+//! - *Starvation*: every worker waits for the pool, so no queued job will ever start.
+//! - *A circle*: the awaited job waits, directly or through others, for the job that the waiter itself runs.
 //!
-//! The argument that the error is neither missed nor wrong. A wait is entered here under the lock of what is
-//! waited for, before that ends, and crossed out under the same lock when it ends, *by whoever ends it* and
-//! not by the waiter when it awakes. A waiter that awakes for another reason crosses its entry out, under that
-//! lock, before it makes a new one. So at any moment the waits on the list are exactly those of workers that
-//! can only be freed by an end that has not happened. If all workers are on it, none of them can bring one
-//! about; the last to come sees that, because the list has its own lock. Waits that end by themselves, with a
-//! timeout or a deadline, are not on the list.
+//! Why the error is neither missed nor wrong:
 //!
-//! A wait for room in the queue ends when there is room, and not by anybody's hand: its waiter may have been
-//! told and not be awake yet. So while such a wait is on the list, all workers on it proves nothing. Whoever
-//! completes the list then has those who wait for room look again, and each crosses itself out, tries, and
-//! comes back if the queue is full; with all others on the list and the queue still full it is hopeless.
+//! 1. A wait is entered here under the lock of the awaited job or queue, before that ends.
+//! 2. It is crossed out under the same lock when the awaited job ends, *by the thread that ends it*, and not by the
+//!    waiter when it wakes. A waiter that wakes for another reason crosses its entry out, under that lock, before it
+//!    makes a new one.
+//! 3. So at any moment the list holds exactly the waits of workers that only an end can free that has not happened.
+//! 4. If all workers are on the list, none of them can bring such an end about. The list has its own lock, so the last
+//!    worker to come sees that.
 //!
-//! A worker that has been told to leave stays while it is the last that does not wait, and none leaves a
-//! draining pool before the queue is empty, when no job that could be starved is left. When a worker that was
-//! expected cannot begin, everybody who waits looks again.
+//! Waits that end by themselves, with a timeout or a deadline, are not on the list.
 //!
-//! What is not seen: circles through several pools, waits of an executor that polls handles on a worker, and a
-//! `resize` called by a job, which waits for the first step of new workers, while that waits for the job,
-//! or for one that needs its worker.
+//! A wait for room in the queue ends when there is room, and not by another thread's hand. Its waiter may have been
+//! notified and not be awake yet. So if such a wait is on the list, a list of all workers proves nothing. The worker
+//! that completes the list then makes all that wait for room look again. Each of those crosses its entry out, tries, and
+//! enters again if the queue is full. With all others on the list and the queue still full, the wait is hopeless.
+//!
+//! A worker that should retire stays while it is the last that does not wait. No worker leaves a draining pool before
+//! the queue is empty, and then no job is left that could starve. When a worker cannot begin that others had counted on,
+//! all that wait look again.
+//!
+//! # Two numbers of workers
+//!
+//! - The roster's number is the one that the deadlock argument and a resize need. A worker that retires leaves it. A
+//!   drain or an abort does not change it. A thread that aborts may have an awaited job in hand when all workers but the
+//!   waiter have ended. That thread ends the wait, so the wait is not hopeless.
+//! - [`Crew::workers`] is the number that gauges show: worker threads that have entered and not come to their end. It is
+//!   0 when a drain or an abort is over. A thread that runs a job is always in it. A reader that takes this number
+//!   before it counts the busy workers, and again after, finds no more busy workers than the larger of the two.
+//!
+//! # What is not seen
+//!
+//! - Circles through several pools.
+//! - Waits of an executor that polls handles on a worker.
+//! - A `resize` called by a job, which waits for the first step of new workers, if that step waits for the job or for
+//!   another job that needs its worker.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicUsize;
@@ -39,24 +54,24 @@ use crate::sync::checked::thread::{self, Thread};
 use crate::sync::checked::{Condvar, Mutex, MutexGuard, lock, wait_while};
 use crate::sync::event::Event;
 
-/// The workers of a pool, as a number and as a list of those that wait for it.
+/// The number of a pool's workers, and the list of those that wait for the pool.
 #[derive(Debug, Default)]
 pub(crate) struct Crew {
-    /// Told when there may be room in the queue; see `workers.rs`.
+    /// Notified when there may be room in the queue; see `workers.rs`.
     pub(crate) room: Event,
     roster: Mutex<Roster>,
-    /// A copy of [`Roster::workers`], for readers of gauges. Written under the lock.
-    workers: AtomicUsize,
-    /// Whether there are more workers than wanted. Written under the lock, read by workers between jobs.
+    /// Whether there are more workers than wanted. Written under the roster's lock, read by workers between jobs.
     surplus: AtomicBool,
-    /// Threads that have not come to their end; `all_gone` is told when it is 0.
+    /// Threads that have entered and not come to their end. `all_gone` is notified when it becomes 0.
     alive: Mutex<usize>,
+    /// A copy of `alive`, for readers of gauges. Written under its lock.
+    workers: AtomicUsize,
     all_gone: Condvar,
 }
 
 #[derive(Debug, Default)]
 struct Roster {
-    /// Workers that have not been let go. A drain does not change it.
+    /// Workers that have not retired. A drain does not change it.
     workers: usize,
     /// How many there should be, at most: a resize that failed leaves fewer.
     wanted: usize,
@@ -71,7 +86,7 @@ struct Wait {
     /// The job the worker is running.
     by: JobId,
     what: Awaited,
-    /// To have it look again. A wait for room is told through [`Crew::room`].
+    /// To make the worker look again. A wait for room is notified through [`Crew::room`].
     thread: Thread,
 }
 
@@ -84,7 +99,7 @@ pub(crate) enum Awaited {
     Room,
 }
 
-/// Tells jobs apart while they live: where they are in memory.
+/// The address of a job in memory, which tells it from other jobs while it lives.
 pub(crate) type JobId = usize;
 
 /// An entry in the list of waits.
@@ -101,7 +116,7 @@ pub(crate) enum Refusal {
 }
 
 impl Crew {
-    /// How many workers there are.
+    /// How many worker threads have entered and not come to their end.
     pub(crate) fn workers(&self) -> usize {
         self.workers.load(Ordering::Relaxed)
     }
@@ -124,10 +139,13 @@ impl Crew {
         let mut roster = lock(&self.roster);
         roster.workers += 1;
         self.publish(&roster);
-        *lock(&self.alive) += 1;
+        let mut alive = lock(&self.alive);
+        *alive += 1;
+        self.workers.store(*alive, Ordering::Relaxed);
     }
 
-    /// Lets the calling worker go if there are more than wanted, and it is not the last that does not wait.
+    /// Takes the calling worker out of the roster, if there are more workers than wanted and it is not the last that
+    /// does not wait. Returns whether it did. Then the worker must end.
     pub(crate) fn retire(&self) -> bool {
         let mut roster = lock(&self.roster);
         if roster.workers <= roster.wanted || roster.waits.len() + 1 >= roster.workers {
@@ -138,12 +156,12 @@ impl Crew {
         true
     }
 
-    /// Counts out a worker that could not begin.
+    /// Takes a worker that could not begin out of the roster.
     pub(crate) fn withdraw(&self) {
         let mut roster = lock(&self.roster);
         roster.workers -= 1;
         self.publish(&roster);
-        // Those who wait had counted on it.
+        // Workers that wait had counted on it.
         roster.waits.iter().for_each(|wait| wait.thread.unpark());
         drop(roster);
         self.room.notify(usize::MAX);
@@ -153,17 +171,17 @@ impl Crew {
     pub(crate) fn gone(&self) {
         let mut alive = lock(&self.alive);
         *alive -= 1;
+        self.workers.store(*alive, Ordering::Relaxed);
         if *alive == 0 {
             self.all_gone.notify_all();
         }
     }
 
     fn publish(&self, roster: &MutexGuard<'_, Roster>) {
-        self.workers.store(roster.workers, Ordering::Relaxed);
         self.surplus.store(roster.workers > roster.wanted, Ordering::Relaxed);
     }
 
-    /// Blocks until all threads have come to their end, `timeout` at most. Says whether they have.
+    /// Blocks until all threads have come to their end, `timeout` at most. Returns whether they have.
     pub(crate) fn wait_until_gone(&self, timeout: Duration) -> bool {
         let alive = lock(&self.alive);
         if timeout.is_zero() {
@@ -172,8 +190,8 @@ impl Crew {
         *wait_while(&self.all_gone, alive, timeout, |alive| *alive > 0) == 0
     }
 
-    /// Enters a wait of the calling worker, which runs the job `by`, unless it would never end. `queue_is_full`
-    /// is asked when a wait for room depends on it.
+    /// Enters a wait of the calling worker, which runs the job `by`, unless the wait would never end. Calls
+    /// `queue_is_full` if a wait for room depends on it.
     pub(crate) fn wait(
         &self,
         by: JobId,
@@ -199,7 +217,7 @@ impl Crew {
         roster.waits.push(Wait { ticket, by, what, thread: thread::current() });
         drop(roster);
         if all_wait {
-            // They can tell.
+            // They find out whether there is room.
             self.room.notify(usize::MAX);
         }
         Ok(ticket)
@@ -212,8 +230,8 @@ impl Crew {
 }
 
 impl Roster {
-    /// Whether every way from these jobs, through what they wait for, ends in waits, when `by` waits too. A job
-    /// that does not wait, or waits for room, is a way out.
+    /// Whether every way from these jobs, through the jobs they wait for, ends in waits if `by` waits too. A job that
+    /// does not wait, or waits for room, is a way out.
     fn lead_nowhere(&self, jobs: &[JobId], by: JobId) -> bool {
         let mut seen = HashSet::from([by]);
         let mut ahead = jobs.to_vec();
@@ -242,7 +260,7 @@ mod tests {
     const HOPELESS: Result<Ticket, Refusal> = Err(Refusal::Hopeless);
 
     fn join(crew: &Crew, by: JobId, jobs: &[JobId]) -> Result<Ticket, Refusal> {
-        crew.wait(by, Awaited::AnyOf(jobs.to_vec()), || unreachable!("it is no wait for room"))
+        crew.wait(by, Awaited::AnyOf(jobs.to_vec()), || unreachable!("it is not a wait for room"))
     }
 
     #[test]
@@ -273,10 +291,10 @@ mod tests {
         assert_eq!(crew.wait(1, Awaited::Room, || false), Err(Refusal::HasRoom));
     }
 
-    /// Who waits for room may have been given it already, so the one who completes the list is not the one to
-    /// be told.
+    /// The worker that waits for room may have been given it already. So the error does not go to the worker that
+    /// completes the list.
     #[test]
-    fn who_waits_for_room_decides_whether_it_is_hopeless() {
+    fn the_worker_that_waits_for_room_finds_out_whether_it_is_hopeless() {
         let crew = crew_of(2);
         let room = crew.wait(1, Awaited::Room, || true).expect("another worker is free");
         assert!(join(&crew, 2, &[10]).is_ok());
@@ -294,6 +312,21 @@ mod tests {
         assert!(crew.has_surplus() && !crew.retire(), "it is the last that could run anything");
         waits.into_iter().for_each(|ticket| crew.wait_is_over(ticket));
         assert!(crew.retire() && crew.retire() && !crew.retire());
-        assert_eq!((crew.workers(), crew.has_surplus()), (1, false));
+        assert_eq!((crew.workers(), crew.has_surplus()), (3, false), "their threads have not ended");
+        (0..2).for_each(|_| crew.gone());
+        assert_eq!(crew.workers(), 1);
+    }
+
+    /// The thread that aborts may have job 10 in hand, and ends it.
+    #[test]
+    fn a_worker_that_ends_in_a_drain_counts_no_more_and_makes_no_wait_hopeless() {
+        let crew = crew_of(2);
+        assert_eq!(crew.workers(), 2);
+        crew.gone();
+        assert_eq!(crew.workers(), 1);
+        let last = join(&crew, 1, &[10]).expect("the thread that aborts ends job 10");
+        crew.wait_is_over(last);
+        crew.gone();
+        assert_eq!((crew.workers(), crew.wait_until_gone(Duration::ZERO)), (0, true));
     }
 }

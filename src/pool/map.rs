@@ -10,18 +10,19 @@ use super::{Patience, Pool, Rejected};
 
 /// The results of [`Pool::map`], in the order of the items.
 ///
-/// An item whose job was not admitted, because the pool drains, is an error as well, and the next items follow:
-/// with endless items, stop at the first. So is, on a worker of the same pool, one whose result could never come;
-/// its job is left in the queue. Dropping the iterator cancels what it has submitted and not asked for.
+/// An item whose job was not admitted, because the pool drains, is an error as well, and the next items follow. With
+/// endless items, stop at the first such error. On a worker of the same pool, an item whose result could never come is
+/// an error too, and its job is left in the queue. Dropping the iterator cancels the jobs that it has submitted and
+/// whose results were not asked for.
 #[must_use = "nothing is submitted until the iterator is asked for a result"]
 pub struct Map<'p, I, F, R: Send + 'static> {
     pool: &'p Pool,
     items: Fuse<I>,
     work: Arc<F>,
     look_ahead: usize,
-    /// Found no room in the queue when it was last tried.
+    /// A job that found no room in the queue at its last try.
     held_back: Option<Work<R>>,
-    /// Submitted, in the order of the items; an error is that of a job that was not admitted.
+    /// Submitted jobs, in the order of the items. An error is that of a job that was not admitted.
     ahead: VecDeque<Result<JobHandle<R>, JobError>>,
 }
 
@@ -34,13 +35,13 @@ impl<'p, I, F, R: Send + 'static> Map<'p, I, F, R> {
         I: Iterator,
     {
         let items = items.fuse();
-        // For each worker one to run, and one to go on with.
-        let look_ahead = pool.stats().workers * 2;
+        // For each worker one to run, and one to go on with. A drained pool has no workers, and each item is an error.
+        let look_ahead = (pool.stats().workers * 2).max(1);
         Map { pool, items, work: Arc::new(work), look_ahead, held_back: None, ahead: VecDeque::new() }
     }
 
-    /// Sets how many jobs may be submitted and not yet asked for, at least 1. Unless set, twice the number of
-    /// workers. More evens out jobs of different length, and keeps more results in memory.
+    /// Sets how many jobs may be submitted whose results are not yet asked for, at least 1. Unless set, twice the number
+    /// of workers. A larger number evens out jobs of different length, and keeps more results in memory.
     pub fn look_ahead(mut self, jobs: usize) -> Self {
         self.look_ahead = jobs.max(1);
         self
@@ -54,7 +55,7 @@ where
     F: Fn(I::Item) -> R + Send + Sync + 'static,
     R: Send + 'static,
 {
-    /// Submits as many as there is room for. With nothing else to wait for, it waits for room for one.
+    /// Submits as many jobs as there is room for. If no submitted job is left to wait for, it waits for room for one.
     fn submit_ahead(&mut self) {
         while self.ahead.len() < self.look_ahead {
             let next = self.held_back.take().or_else(|| {

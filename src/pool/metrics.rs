@@ -12,6 +12,9 @@
 //!   capacity for that reason, the excess counts as busy, because a worker has it in hand. If all workers are busy, an
 //!   abort has it in hand, and it counts as aborted.
 //!
+//! The number of workers is read before the cells and again after them, and the larger is reported. A worker found busy
+//! is in one of the two, whether workers come or leave meanwhile. So the busy workers are never more than the workers.
+//!
 //! # Busy time
 //!
 //! A reader that finds a job running adds the time until now. That job may have ended an instant before, not yet
@@ -36,7 +39,8 @@ use crate::metrics::{LATENCY_BOUNDS_NS, Page, Reading, Source};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Worker threads.
+    /// Worker threads that have not ended. A worker that leaves after a resize, a drain or an abort counts until its
+    /// thread ends, so this is 0 when a drain is over. A server's reactor counts too while it serves as a worker.
     pub workers: usize,
     /// Workers that now run a job.
     pub busy: usize,
@@ -129,11 +133,16 @@ impl Durations {
 }
 
 impl<J> Shared<J> {
+    /// How many workers there are, with the helper.
+    fn workers_now(&self) -> usize {
+        self.pool.crew.workers() + usize::from(self.helps.load(Ordering::Acquire))
+    }
+
     pub(super) fn read_stats(&self) -> Stats {
         let pushed = self.queue.pushed();
         let dropped = |count: &AtomicU64| count.load(Ordering::Acquire);
         let mut stats = Stats {
-            workers: self.pool.crew.workers() + usize::from(self.helper.is_some()),
+            workers: self.workers_now(),
             busy: 0,
             queue_depth: 0,
             queue_capacity: self.queue.capacity(),
@@ -170,7 +179,7 @@ impl<J> Shared<J> {
             }
         }
         // Workers may have come since the first step.
-        stats.workers = stats.workers.max(stats.busy);
+        stats.workers = stats.workers.max(self.workers_now()).max(stats.busy);
         let now_ns = self.watch.now_ns();
         let ended = stats.completed + stats.panicked + stats.cancelled + stats.expired + stats.aborted;
         let taken = ended + stats.busy as u64;
@@ -199,8 +208,11 @@ impl<J> Shared<J> {
         Duration::from_nanos(self.oldest_age_ns(depth, taken, self.watch.now_ns()))
     }
 
-    /// What each worker does, and how many jobs it has taken.
+    /// What each worker does, and how many jobs it has taken; empty if no worker is left.
     pub(super) fn read_workers(&self) -> Vec<(Occupation, u64)> {
+        if self.workers_now() == 0 {
+            return Vec::new();
+        }
         self.cells().iter().chain(&self.helper).map(|cell| (cell.occupation(), cell.read().taken())).collect()
     }
 

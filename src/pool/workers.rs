@@ -33,7 +33,7 @@
 
 use std::collections::HashSet;
 use std::io;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
@@ -114,6 +114,8 @@ pub(crate) struct Shared<J> {
     cells: RwLock<Vec<Arc<WorkerCell>>>,
     /// The cell of the [`Helper`], if there is one.
     pub(crate) helper: Option<Arc<WorkerCell>>,
+    /// Whether the [`Helper`] is there and counts as a worker. Written when it is made and dropped.
+    pub(crate) helps: AtomicBool,
     /// Submitters that wait for room, at [`Crew::room`](super::crew::Crew::room).
     waiting: AtomicUsize,
     /// Jobs that an abort took out of the queue, by outcome. Written by the threads that empty the queue.
@@ -178,6 +180,7 @@ impl<J: Job> Workers<J> {
             lingers,
             queue: Queue::new(queue_capacity, at_rest),
             helper: enough_awake.map(|_| Arc::new(WorkerCell::new())),
+            helps: AtomicBool::new(false),
             cells: RwLock::new(Vec::with_capacity(workers)),
             waiting: AtomicUsize::new(0),
             dropped: Dropped::default(),
@@ -195,10 +198,11 @@ impl<J: Job> Workers<J> {
         Ok(pool)
     }
 
-    /// The worker that is not a thread of the pool's, if the pool's jobs never block and it has more than one worker.
-    /// `handler` runs its jobs.
+    /// The worker that is not a thread of the pool's, if the pool's jobs never block and it has more than one worker. It
+    /// counts as a worker until it is dropped. `handler` runs its jobs. Called once.
     pub(crate) fn helper<H: Handler<J>>(&self, handler: H) -> Option<Helper<J, H>> {
         let cell = self.shared.helper.clone()?;
+        self.shared.helps.store(true, Ordering::Release);
         Some(Helper { shared: Arc::clone(&self.shared), cell, handler })
     }
 
@@ -393,6 +397,12 @@ impl<J: Job, H: Handler<J>> Helper<J, H> {
     }
 }
 
+impl<J: Job, H> Drop for Helper<J, H> {
+    fn drop(&mut self) {
+        self.shared.helps.store(false, Ordering::Release);
+    }
+}
+
 fn check_workers(workers: usize) -> Result<(), PoolError> {
     if workers == 0 || workers > MAX_WORKERS { Err(PoolError::Workers(workers)) } else { Ok(()) }
 }
@@ -573,14 +583,17 @@ fn spawn<J: Job, H: Handler<J> + 'static>(
             let leave = leave;
             // Before the first step, so that a wait in it for the own pool is seen as well.
             let _current = current::enter(&shared.pool);
-            let begun = init.map_or(Ok(()), |init| begin(&*init, number));
-            let failed = begun.is_err();
-            if failed {
-                leave.0.pool.crew.withdraw();
-            }
-            report(ready, begun);
-            if !failed {
-                worker::work(&shared, &cell, &mut handler);
+            match init.map_or(Ok(()), |init| begin(&*init, number)) {
+                Ok(()) => {
+                    report(ready, Ok(()));
+                    worker::work(&shared, &cell, &mut handler);
+                }
+                Err(error) => {
+                    shared.pool.crew.withdraw();
+                    // Before the report, so that a thread that has the error finds the number of workers right.
+                    drop(leave);
+                    report(ready, Err(error));
+                }
             }
         })
         .inspect_err(|_| refused.crew.withdraw())

@@ -49,13 +49,15 @@ pub(crate) struct Status {
     echo_latency: Histogram,
     received_bytes_total: u64,
     sent_bytes_total: u64,
-    /// One row for each worker, by its number from 0.
+    /// One row for each worker, by its number from 0. Empty when all workers have ended. Until then, a worker that has
+    /// ended in a drain has a row as an idle one.
     workers: Vec<Worker>,
 }
 
 /// The limits in force. Null is no limit.
 #[derive(Debug, Serialize)]
 struct Limits {
+    /// The workers that the server was started with.
     workers: usize,
     queue_capacity: usize,
     connections: usize,
@@ -77,6 +79,8 @@ struct Limits {
 /// The pool's numbers, with the names of its metrics.
 #[derive(Debug, Serialize)]
 struct Pool {
+    /// Workers that have not ended: 0 when a drain is over.
+    workers: usize,
     busy: usize,
     /// Worker time spent in jobs, the running ones included.
     busy_seconds_total: f64,
@@ -92,7 +96,7 @@ struct Pool {
     rejected_total: BTreeMap<&'static str, u64>,
     /// How long jobs waited from their submission until a worker took them.
     queue_wait: Histogram,
-    /// How long jobs held their worker.
+    /// The time for which jobs held their worker.
     job_duration: Histogram,
 }
 
@@ -110,7 +114,7 @@ struct Connections {
     closed_total: BTreeMap<&'static str, u64>,
 }
 
-/// Durations counted by size; all numbers only rise.
+/// Durations counted by size. All numbers only rise.
 #[derive(Debug, Serialize)]
 struct Histogram {
     /// How many durations each bucket of `latency_bounds_seconds` has, not cumulative. The last number counts those that were
@@ -139,7 +143,7 @@ struct Serves {
     /// The connection's number, in the order in which connections were accepted.
     connection: u64,
     peer: SocketAddr,
-    /// Bytes read from it in this turn so far.
+    /// Bytes read from the connection in this turn so far.
     turn_bytes: u64,
 }
 
@@ -166,7 +170,7 @@ impl ServerHandle {
                 .err()
                 .map(|since| format!("the reactor has not come round for {since:.1?}")),
             limits: Limits {
-                workers: pool.workers,
+                workers: core.ledger.workers.len(),
                 queue_capacity: pool.queue_capacity,
                 connections: core.max_connections,
                 backlog: core.backlog,
@@ -180,6 +184,7 @@ impl ServerHandle {
             },
             latency_bounds_seconds: LATENCY_BOUNDS_NS.iter().copied().map(seconds).collect(),
             pool: Pool {
+                workers: pool.workers,
                 busy: pool.busy,
                 busy_seconds_total: pool.busy_time.as_secs_f64(),
                 queue_depth: pool.queue_depth,
