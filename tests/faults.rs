@@ -250,9 +250,8 @@ impl Mute {
         for _ in 0..CLIENTS {
             ping(&mut connect(self.echo), b"hello");
         }
-        let scrape = eventually("all have left", || {
-            Some(Scrape::of(self.metrics)).filter(|now| now.closed("client") == CLIENTS as f64)
-        });
+        let scrape =
+            Scrape::after(self.metrics, "all have left", |now| now.closed("client") == CLIENTS as f64);
         assert_eq!(scrape.get("sent_bytes_total"), (CLIENTS * 5) as f64);
         assert_eq!((answer("/healthz").code, answer("/readyz").code), (200, 200));
         let mut silent = connect(self.echo);

@@ -1,4 +1,4 @@
-//! What the server promises its clients, on the wire.
+//! The server's promises to its clients, tested on the wire.
 
 mod common;
 
@@ -27,18 +27,18 @@ fn a_thousand_silent_clients_hold_no_worker() {
     eventually("a thousand idle connections", || {
         (server.scrape().connections("idle") == 1000.0).then_some(())
     });
-    let best = (0..5)
-        .map(|_| {
-            let start = Instant::now();
-            ping(&mut server.connect(), b"hello");
-            start.elapsed()
-        })
-        .min();
-    // The least of five, because the machine that runs this may be busy with anything.
-    assert!(best < Some(Duration::from_millis(50)), "{best:?}");
+    // Most answers are late on a busy machine, so one quick answer is enough.
+    let mut pings = 0;
+    eventually("an answer within 50 ms", || {
+        pings += 1;
+        let start = Instant::now();
+        ping(&mut server.connect(), b"hello");
+        (start.elapsed() < Duration::from_millis(50)).then_some(())
+    });
     drop(silent);
-    eventually("they are all counted as gone", || (server.scrape().closed("client") == 1005.0).then_some(()));
-    assert_eq!(server.scrape().broken_law(), None);
+    let all = 1000.0 + f64::from(pings);
+    let scrape = server.scrape_after("all have left", |now| now.closed("client") == all);
+    assert_eq!(scrape.broken_law(), None);
 }
 
 #[test]
@@ -48,8 +48,7 @@ fn eight_workers_serve_two_thousand_clients_at_once() {
     let load = Load { address: server.echo, clients: 2000, bytes: 20_000, message: 1..=5000, seed: 1 };
     load.run().expect("every byte of every client comes back");
     guard.finish();
-    let scrape =
-        eventually("all closed", || Some(server.scrape()).filter(|now| now.closed("client") == 2000.0));
+    let scrape = server.scrape_after("all have left", |now| now.closed("client") == 2000.0);
     assert_eq!(scrape.get("received_bytes_total"), 2000.0 * 20_000.0);
     assert_eq!(scrape.get("sent_bytes_total"), 2000.0 * 20_000.0);
 }
@@ -69,8 +68,7 @@ fn large_messages_come_back_whole_in_bounded_memory() {
 fn clients_that_never_read_are_bounded_and_closed_and_harm_nobody() {
     let server = Millpond::start(&["--workers", "4", "--write-timeout", "2s"]);
     let guard = Guard::over(server.metrics);
-    // Each sends until nothing more is taken: our buffers, the kernel's, and what the server keeps are then
-    // full.
+    // Each client sends until its kernel takes no more. Then the buffers of both kernels and of the server are full.
     let junk = vec![7; 64 * 1024];
     let mut offenders: Vec<TcpStream> = (0..200).map(|_| server.connect()).collect();
     for offender in &offenders {
@@ -88,78 +86,119 @@ fn clients_that_never_read_are_bounded_and_closed_and_harm_nobody() {
         assert!(start.elapsed() < common::PATIENCE, "{} closed", server.scrape().closed("write_timeout"));
     }
     assert!(start.elapsed() > Duration::from_secs(2), "closed before the timeout");
-    // 64 KiB kept for each is 13 MiB; the README says so.
+    // The server keeps 64 KiB for each client, 13 MiB in all. The README says so.
     assert!(peak < 40, "{peak} MiB resident");
     guard.finish();
 }
 
+/// Compares numbers that the server measured in different ways. On a busy machine each of them changes, and the laws
+/// between them still hold.
 #[test]
 fn saturation_is_what_arithmetic_says() {
     let server = Millpond::start(&["--workers", "4", "--work", "50ms"]);
     let guard = Guard::over(server.metrics);
-    let (address, before, after) = (server.echo, Duration::from_secs(1), Duration::from_secs(2));
-    let start = Instant::now();
+    let address = server.echo;
+    let over = Arc::new(AtomicBool::new(false));
     let clients: Vec<_> = (0..40)
         .map(|_| {
+            let over = Arc::clone(&over);
             thread::spawn(move || {
                 let mut stream = connect(address);
-                while start.elapsed() < before + after {
+                while !over.load(Ordering::Relaxed) {
                     ping(&mut stream, b"work");
                 }
             })
         })
         .collect();
-    thread::sleep(before.saturating_sub(start.elapsed()));
-    let (first, first_at) = (server.scrape(), Instant::now());
-    let mut depths = Vec::new();
-    let mut ages = Vec::new();
-    let mut busy = Vec::new();
-    while start.elapsed() < before + after - Duration::from_millis(200) {
+    eventually("the queue is as deep as it gets", || {
+        (server.scrape().pool("queue_depth") >= 30.0).then_some(())
+    });
+    thread::sleep(Duration::from_millis(500));
+
+    let start = Instant::now();
+    let first = server.scrape();
+    let shortest = Instant::now();
+    let (mut depths, mut ages, mut busy, mut scrapes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    while start.elapsed() < Duration::from_secs(2) {
+        let asked = Instant::now();
         let scrape = server.scrape();
+        scrapes.push(asked.elapsed());
         depths.push(scrape.pool("queue_depth"));
         ages.push(scrape.pool("queue_oldest_age_seconds"));
         busy.push(scrape.pool("workers_busy"));
         thread::sleep(Duration::from_millis(20));
     }
-    let (last, elapsed) = (server.scrape(), first_at.elapsed().as_secs_f64());
+    let shortest = shortest.elapsed().as_secs_f64();
+    let last = server.scrape();
+    let longest = start.elapsed().as_secs_f64();
+    over.store(true, Ordering::Relaxed);
     for client in clients {
         client.join().expect("every client is served");
     }
-    let slowest = guard.finish().slowest;
+    guard.finish();
 
     let mean = |values: &[f64]| values.iter().sum::<f64>() / values.len() as f64;
     let rise = |name: &str| last.pool(name) - first.pool(name);
-    // 4 of 40 are with a worker. The others stand in the queue, but for the moment between an answer and the
-    // next message.
-    assert!((30.0..=36.0).contains(&mean(&depths)), "depth {depths:?}");
-    assert!(mean(&busy) > 3.8, "busy {busy:?}");
-    // 36 before it, 4 at a time, 50 ms each: 450 ms; sleeps run a little over.
-    let wait = rise("queue_wait_seconds_sum") / rise("queue_wait_seconds_count");
-    assert!((0.40..0.60).contains(&wait), "waited {wait} s");
-    assert!((0.35..0.60).contains(&mean(&ages)), "oldest {ages:?}");
-    let utilization = rise("busy_seconds_total") / elapsed / 4.0;
-    assert!((0.95..1.02).contains(&utilization), "utilization {utilization}");
-    let latency = last.get("echo_latency_seconds_sum") / last.get("echo_latency_seconds_count");
-    assert!((0.40..0.65).contains(&latency), "latency {latency} s");
-    assert!(slowest < Duration::from_millis(100), "a scrape took {slowest:?}");
+    let jobs = rise("queue_wait_seconds_count");
+    let wait = rise("queue_wait_seconds_sum") / jobs;
+    // A job takes 50 ms or longer, and each of the 4 workers runs one at a time.
+    assert!(jobs <= 4.0 * (longest / 0.05) + 4.0, "{jobs} jobs in {longest} s");
+    // The jobs that are running at one end of the time are counted with a part of their time.
+    let work = rise("busy_seconds_total") / jobs;
+    assert!(work > 0.05 * (1.0 - 4.0 / jobs), "{work} s of work a job");
+    let utilization = rise("busy_seconds_total") / 4.0;
+    assert!(utilization <= longest * 1.001, "busy for {utilization} s of {longest} s");
+    let (depth, busy) = (mean(&depths), mean(&busy));
+    // Little's law: the mean depth is the rate of jobs times their mean wait.
+    let little = (jobs * wait / longest * 0.85)..=(jobs * wait / shortest * 1.15);
+    assert!(little.contains(&depth), "depth {depth}, and not {little:?}");
+    assert!(
+        (utilization * 4.0 / longest * 0.9..=utilization * 4.0 / shortest * 1.1).contains(&busy),
+        "{busy} busy"
+    );
+    assert!(depth + busy <= 40.0, "{depth} wait and {busy} are served of 40");
+    // While the queue is never empty, no worker is idle for long.
+    if depths.iter().all(|depth| *depth >= 4.0) {
+        assert!(busy > 3.8, "{busy} busy");
+    }
+    // The oldest job is the next to leave the queue, so it has waited for nearly as long as it will.
+    let age = mean(&ages);
+    assert!((wait * 0.7..wait * 1.2).contains(&age), "oldest {age} s, waited {wait} s");
+    let rise = |name: &str| last.get(name) - first.get(name);
+    let latency = rise("echo_latency_seconds_sum") / rise("echo_latency_seconds_count");
+    assert!(((wait + work) * 0.85..(wait + work) * 1.15).contains(&latency), "latency {latency} s");
+    // A scrape does not wait behind the jobs.
+    scrapes.sort_unstable();
+    let median = scrapes[scrapes.len() / 2].as_secs_f64();
+    assert!(median < wait / 4.0, "half of the scrapes took {median} s and longer");
 }
 
 #[test]
 fn a_silent_connection_is_closed_after_the_idle_timeout_and_not_before() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
     let server = Millpond::start(&["--idle-timeout", "1s"]);
-    let start = Instant::now();
-    let mut stream = server.connect();
-    for _ in 0..3 {
-        thread::sleep(Duration::from_millis(600));
-        ping(&mut stream, b"still here");
-    }
-    let spoke = Instant::now();
-    let mut end = [0];
-    assert_eq!(stream.read(&mut end).expect("the end, and no reset"), 0);
-    assert!(spoke.elapsed() > Duration::from_millis(900), "closed {:?} after it spoke", spoke.elapsed());
-    assert!(start.elapsed() > Duration::from_millis(2700));
-    drop(stream);
-    eventually("counted", || (server.scrape().closed("idle_timeout") == 1.0).then_some(()));
+    let speaks_in_time = || {
+        let mut stream = server.connect();
+        for _ in 0..3 {
+            let spoke = Instant::now();
+            thread::sleep(TIMEOUT * 6 / 10);
+            if spoke.elapsed() > TIMEOUT * 8 / 10 {
+                // The machine was busy with others, and this client was late.
+                return false;
+            }
+            ping(&mut stream, b"still here");
+        }
+        let speaks = Instant::now();
+        ping(&mut stream, b"for the last time");
+        assert_eq!(stream.read(&mut [0]).expect("the end, and no reset"), 0);
+        assert!(speaks.elapsed() >= TIMEOUT, "closed {:?} after it spoke", speaks.elapsed());
+        true
+    };
+    let rounds = (1..=10).find(|_| speaks_in_time()).expect("the client speaks in time once in ten times");
+    eventually("counted", || {
+        (server.scrape().sum("connections_closed_total", "") == f64::from(rounds)).then_some(())
+    });
+    assert!(server.scrape().closed("idle_timeout") >= 1.0);
 }
 
 #[test]
@@ -228,7 +267,7 @@ fn at_the_limit_newcomers_are_refused_when_asked_for() {
         assert_eq!(server.connect().read(&mut [0]).expect("closed"), 0);
     }
     let rejected = r#"connections_rejected_total{reason="limit"}"#;
-    let scrape = eventually("counted", || Some(server.scrape()).filter(|now| now.get(rejected) == 5.0));
+    let scrape = server.scrape_after("counted", |now| now.get(rejected) == 5.0);
     assert_eq!(scrape.get("connections_accepted_total"), 3.0);
     inside.iter_mut().for_each(|stream| ping(stream, b"unharmed"));
     drop(inside);
@@ -236,7 +275,7 @@ fn at_the_limit_newcomers_are_refused_when_asked_for() {
     ping(&mut server.connect(), b"room again");
 }
 
-/// One worker, held for a second by each message: the second message waits longer than 100 ms.
+/// A server with one worker, which each message holds for a second. So the second message waits longer than 100 ms.
 fn overloaded(policy: &str) -> (Millpond, Vec<TcpStream>) {
     let server = Millpond::start(&[
         "--workers",
@@ -259,13 +298,13 @@ fn overloaded(policy: &str) -> (Millpond, Vec<TcpStream>) {
 }
 
 #[test]
-fn an_old_queue_turns_newcomers_away_when_asked_for() {
+fn an_old_queue_rejects_newcomers_under_overload_reject() {
     let (server, inside) = overloaded("reject");
     assert_eq!(server.connect().read(&mut [0]).expect("closed"), 0);
     let rejected = r#"connections_rejected_total{reason="overload"}"#;
     eventually("counted", || (server.scrape().get(rejected) == 1.0).then_some(()));
     for mut stream in inside {
-        stream.read_exact(&mut [0; 4]).expect("those inside are served");
+        stream.read_exact(&mut [0; 4]).expect("the admitted clients are served");
     }
     eventually("ready again", || (server.get("/readyz").code == 200).then_some(()));
 }
@@ -281,7 +320,7 @@ fn an_old_queue_keeps_newcomers_waiting_until_it_is_young() {
     assert_eq!(server.scrape().sum("connections_rejected_total", "reason="), 0.0);
 }
 
-/// A service that answers, and panics at a marker.
+/// A service that echoes, closes the connection after "bye", and panics at "panic".
 struct Fragile {
     may_block: bool,
 }
@@ -376,10 +415,13 @@ fn panics_are_survived(service: Fragile) {
         assert_eq!(victim.read(&mut [0]).expect("the end, and no reset"), 0);
         ping(&mut bystander, b"unharmed");
     }
-    let scrape = eventually("counted", || {
-        Some(Scrape::of(exposition.local_addr())).filter(|now| now.closed("panicked") == 100.0)
+    // The reactor counts the close when the client's end has come. The worker counts the panicked job when it has
+    // unwound, which may be later.
+    let panicked = "pool_jobs_total{pool=\"echo\",outcome=\"panicked\"}";
+    let scrape = Scrape::after(exposition.local_addr(), "counted", |now| {
+        now.closed("panicked") == 100.0 && now.get(panicked) >= 100.0
     });
-    assert_eq!(scrape.get("pool_jobs_total{pool=\"echo\",outcome=\"panicked\"}"), 100.0);
+    assert_eq!((scrape.closed("panicked"), scrape.get(panicked)), (100.0, 100.0));
     assert_eq!(scrape.pool("workers"), 2.0);
     assert_eq!(scrape.broken_law(), None);
     guard.finish();
@@ -390,14 +432,14 @@ fn a_service_that_says_close_gets_its_last_word_through() {
     let (running, exposition) = in_process(2, Fragile { may_block: false });
     for _ in 0..100 {
         let mut stream = connect(running.local_addr());
-        // More input than is read at a time stands behind it: closing at once would reset, and lose the
-        // answer.
+        // More input follows than the server reads at a time. A close before it is read would reset the connection and
+        // lose the answer.
         stream.write_all(&[b"bye".as_slice(), &[0; 100_000]].concat()).expect("sent");
         let mut answer = Vec::new();
         stream.read_to_end(&mut answer).expect("the end, and no reset");
         assert!(answer.starts_with(b"bye"));
     }
-    // As much as is not discarded in one go.
+    // More than the reactor discards at a time.
     let mut stream = connect(running.local_addr());
     stream.write_all(&[b"bye".as_slice(), &[0; 8 * MIB]].concat()).expect("it is taken to the end");
     let mut answer = Vec::new();
@@ -405,7 +447,7 @@ fn a_service_that_says_close_gets_its_last_word_through() {
     eventually("counted", || (Scrape::of(exposition.local_addr()).closed("service") == 101.0).then_some(()));
 }
 
-/// Answers, but not before the latch is open to those who say so. Unless a service says otherwise, it may block.
+/// Echoes, and waits for the latch before it echoes "wait". By default, a service may block.
 struct Patient(Latch);
 
 impl Service for Patient {
@@ -433,7 +475,7 @@ fn a_service_that_blocks_holds_up_nobody_while_a_worker_is_free() {
     waiting.iter_mut().for_each(|client| client.read_exact(&mut [0; 4]).expect("served"));
 }
 
-/// Answers the first message with nothing and all others with one byte, and leaves the smallest buffers behind.
+/// Answers the first message with nothing and all others with one byte, in the smallest possible buffers.
 struct Terse;
 
 impl Service for Terse {
@@ -472,8 +514,8 @@ fn a_service_may_leave_any_buffer_and_the_first_byte_is_counted_once() {
 }
 
 #[test]
-fn a_worker_that_lets_go_right_after_the_deadline_is_waited_for() {
-    /// Holds its worker until the drain, and for a moment after.
+fn a_worker_that_returns_right_after_the_deadline_is_waited_for() {
+    /// Holds its worker until the drain, and for a moment longer.
     struct Late {
         begun: Latch,
         latch: Latch,
@@ -505,15 +547,16 @@ fn a_worker_that_lets_go_right_after_the_deadline_is_waited_for() {
         eventually("it goes", || thread_states("mill-late").is_empty().then_some(()));
         is_gone
     };
-    // It is given a tenth of a second, which a machine that is busy with others may use up.
+    // The server waits for 100 ms. On a busy machine the worker may need longer, so this counts most of the rounds.
     eventually("no worker is left, most times", || {
         ((0..9).filter(|_| none_is_left()).count() > 4).then_some(())
     });
 }
 
-/// Whatever ends a connection that nothing is wrong with: a reset could overtake the answers.
+/// A reset could overtake the answers. So the server sends none when the service, the idle timeout or the drain ends a
+/// connection.
 #[test]
-fn who_is_still_sending_is_told_of_the_end_by_no_reset() {
+fn a_client_that_still_sends_gets_the_end_and_no_reset() {
     let speaks_on = |mut stream: TcpStream, why: &str| {
         assert_eq!(stream.read(&mut [0]).expect("the end"), 0, "{why}");
         for late in 0..3 {
@@ -524,8 +567,7 @@ fn who_is_still_sending_is_told_of_the_end_by_no_reset() {
     let builder = || Server::builder("echo").service(Fragile { may_block: false }).max_connections(10);
     let start = |builder: ServerBuilder<Fragile>| {
         let running = builder.bind(([127, 0, 0, 1], 0).into()).expect("a port").start().expect("threads");
-        let mut stream = connect(running.local_addr());
-        ping(&mut stream, b"hello");
+        let stream = connect(running.local_addr());
         (running, stream)
     };
     let (_running, mut stream) = start(builder());
@@ -535,60 +577,72 @@ fn who_is_still_sending_is_told_of_the_end_by_no_reset() {
     let (_running, stream) = start(builder().idle_timeout(Some(Duration::from_millis(50))));
     speaks_on(stream, "the idle timeout");
 
-    let (running, stream) = start(builder());
+    let (running, mut stream) = start(builder());
+    ping(&mut stream, b"hello");
     let since = Instant::now();
     running.handle().drain();
     speaks_on(stream, "the drain");
     let report = running.wait().expect("it drained");
     assert!(report.is_clean() && report.closed_idle == 1, "{report}");
-    // It took the end of who spoke on, at least.
+    // The drain waited for the end of the client that still sent.
     assert!((Duration::from_millis(30)..since.elapsed()).contains(&report.drain), "{report}");
 }
 
 #[test]
-fn room_is_given_to_who_waits_for_it_at_once() {
-    // With work to do, it is a worker that sees the client leave, and not the reactor.
+fn a_client_that_waits_for_room_is_admitted_as_soon_as_there_is_room() {
+    // The service may block, so a worker sees the client leave, and not the reactor.
     let server = Millpond::start(&["--max-connections", "1", "--work", "1ms"]);
     let mut inside = server.connect();
     ping(&mut inside, b"first");
-    let start = Instant::now();
+    let mut waits: Vec<Duration> = Vec::new();
     for _ in 0..30 {
         let mut next = server.connect();
         next.write_all(b"next").expect("the kernel takes it");
+        let start = Instant::now();
         drop(inside);
         next.read_exact(&mut [0; 4]).expect("served as soon as there was room");
+        waits.push(start.elapsed());
         inside = next;
     }
-    // The reactor comes round by itself once a second.
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // Without a wake-up each client would wait until the reactor's next heartbeat, for up to a second.
+    assert!(median(waits) < Duration::from_millis(500));
 }
 
-/// Whether it closes its side or resets.
+/// The middle one, which a few slow rounds on a busy machine do not change.
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+/// The client closes its socket in one half of the rounds, and resets the connection in the other.
 #[test]
-fn a_client_that_has_gone_is_not_lingered_on() {
+fn the_server_does_not_linger_for_a_client_that_has_gone() {
     let (running, exposition) = in_process(1, Fragile { may_block: true });
-    let lingered_on = |clients: f64| {
-        eventually("lingered on", || {
-            (Scrape::of(exposition.local_addr()).connections("closing") == clients).then_some(())
-        });
-    };
-    let start = Instant::now();
+    let scrape = || Scrape::of(exposition.local_addr());
+    let mut waits = Vec::new();
     for round in 0..20 {
         let mut stream = connect(running.local_addr());
         ping(&mut stream, b"bye");
         assert_eq!(stream.read(&mut [0]).expect("the end"), 0);
-        lingered_on(1.0);
+        // On a busy machine the linger time may be over before this thread looks.
+        let is_over = |now: &Scrape| now.closed("service") == f64::from(round + 1);
+        eventually("the server lingers", || {
+            let now = scrape();
+            (now.connections("closing") == 1.0 || is_over(&now)).then_some(())
+        });
         if round % 2 == 1 {
             SockRef::from(&stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
         }
+        let start = Instant::now();
         drop(stream);
-        lingered_on(0.0);
+        eventually("it is closed", || is_over(&scrape()).then_some(()));
+        waits.push(start.elapsed());
     }
-    // A client that stays is waited for a second.
-    assert!(start.elapsed() < Duration::from_secs(5), "{:?}", start.elapsed());
+    // The server would linger for a second if the client stayed.
+    assert!(median(waits) < Duration::from_millis(500));
 }
 
-/// Lets the fourth client in when the latch is open, and not before.
+/// Holds the reactor at the fourth client until the latch is open.
 struct Doorman {
     clients: AtomicUsize,
     begun: Latch,
@@ -610,9 +664,10 @@ impl Service for Doorman {
     }
 }
 
-/// The newcomer takes the place of the oldest that is silent. (Of one that spoke, as soon as it has its answer.)
+/// A newcomer takes the place of the oldest silent connection. The server answers a client that has sent a message before
+/// it may close that client's connection.
 #[test]
-fn who_has_just_spoken_is_answered_before_it_is_pushed_out() {
+fn evict_answers_a_message_before_it_closes_its_connection() {
     let (begun, latch) = (Latch::default(), Latch::default());
     let service = Doorman { clients: AtomicUsize::new(0), begun: begun.clone(), latch: latch.clone() };
     let builder = Server::builder("evict").service(service).workers(1).max_connections(4);
@@ -622,7 +677,7 @@ fn who_has_just_spoken_is_answered_before_it_is_pushed_out() {
     silent.iter_mut().for_each(|client| ping(client, b"hello"));
     let mut fourth = connect(running.local_addr());
     begun.wait();
-    // The server hears of neither before the fourth is in, and then there is no room.
+    // The reactor sees the message and the newcomer only after it has admitted the fourth client. Then it has no room.
     silent[0].write_all(b"the oldest").expect("sent");
     let mut newcomer = connect(running.local_addr());
     latch.open();
@@ -630,12 +685,12 @@ fn who_has_just_spoken_is_answered_before_it_is_pushed_out() {
     ping(&mut newcomer, b"in");
     ping(&mut fourth, b"in, too");
     silent.iter().for_each(|client| client.set_nonblocking(true).expect("a socket option"));
-    eventually("one of the three had to go", || {
+    eventually("one of the three was closed", || {
         silent.iter_mut().find_map(|client| client.read(&mut [0]).ok())
     });
 }
 
-/// Answers, but only when the latch is open, and says that it never blocks.
+/// Says that it never blocks, and waits for the latch all the same.
 struct Deceiver(Latch);
 
 impl Service for Deceiver {
@@ -664,12 +719,12 @@ fn a_reactor_that_is_held_up_is_not_well_and_one_that_has_ended_is_not_ill() {
     let held = in_process(2, Deceiver(latch.clone())).0;
     let handle = held.handle();
     assert_eq!(handle.health(), Ok(()));
-    // One for the reactor itself, one for the worker that it wakes.
+    // One message holds the reactor, and the other the worker that the reactor wakes.
     let mut clients = [connect(held.local_addr()), connect(held.local_addr())];
     clients.iter_mut().for_each(|client| client.write_all(b"work").expect("sent"));
     let since = eventually("it is not well", || handle.health().err());
     assert!(since > Duration::from_secs(5), "{since:?}");
-    assert_eq!(ended_handle.health(), Ok(()), "nobody expects a sign of life of it");
+    assert_eq!(ended_handle.health(), Ok(()), "a server that has ended has no heartbeat to miss");
     latch.open();
     clients.iter_mut().for_each(|client| client.read_exact(&mut [0; 4]).expect("served late"));
     eventually("it is well again", || handle.health().ok());
@@ -695,7 +750,7 @@ fn two_thousand_workers_fit_in_forty_mebibytes() {
     for size in [512, 60_000] {
         let before = server.scrape().pool("submitted_total");
         let (message, mut answer) = (vec![1; size], vec![0; size]);
-        // Sleepers are woken in turn, so before long each has served.
+        // The queue wakes sleeping workers in turn, so each of them serves before long.
         eventually("every worker has served", || {
             for client in &mut clients {
                 client.write_all(&message).expect("sent");
@@ -728,49 +783,74 @@ fn timeouts_longer_than_time_itself_are_none() {
     assert_eq!((report.accepted, report.received, report.sent), (1, 5, 5));
 }
 
+/// A client that reads 200 kB/s for five seconds, and then the rest, is served to its end. One that reads nothing after
+/// the five seconds is closed.
+///
+/// The server sees only what the client's kernel acknowledges, and that comes in steps: the kernel acknowledges more when
+/// the whole piece at the head of its receive queue has been read. With a receive buffer of 16 KiB a step is at most
+/// 64 KiB, and takes a third of a second.
 #[test]
 fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
-    let server = Millpond::start(&["--write-timeout", "2s"]);
+    const PIECE: usize = 20_000;
+    const PIECES: usize = 50;
+    const STEP: usize = 4;
     let message: Vec<u8> = (0..8 * MIB).map(|at| (at % 239) as u8).collect();
-    let sends = || {
-        let client = server.connect();
-        // Some packets of the loopback interface, and less than there is to read.
-        SockRef::from(&client).set_recv_buffer_size(512 * 1024).expect("a socket option");
-        let (mut writer, sent) = (client.try_clone().expect("a clone"), message.clone());
-        (client, thread::spawn(move || writer.write_all(&sent)))
+    let round = || {
+        let server = Millpond::start(&["--write-timeout", "2s"]);
+        let sends = || {
+            let client = server.connect();
+            SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a socket option");
+            let (mut writer, sent) = (client.try_clone().expect("a clone"), message.clone());
+            (client, thread::spawn(move || writer.write_all(&sent)))
+        };
+        let ((mut client, writing), (mut quitter, in_vain)) = (sends(), sends());
+        let mut answer = vec![0; message.len()];
+        // Too slow for an `EPOLLOUT`, which Linux reports only when a third of the send buffer is free.
+        let (slowly, rest) = answer.split_at_mut(PIECES * PIECE);
+        let mut times = vec![Instant::now()];
+        let mut reads = || -> std::io::Result<()> {
+            for piece in slowly.chunks_mut(PIECE) {
+                thread::sleep(Duration::from_millis(100));
+                quitter.read_exact(piece)?;
+                client.read_exact(piece)?;
+                times.push(Instant::now());
+            }
+            SockRef::from(&client).set_recv_buffer_size(4 * MIB)?;
+            client.read_exact(rest)
+        };
+        let outcome = reads();
+        times.push(Instant::now());
+        // On a busy machine this thread may be kept from reading a whole step for the timeout.
+        let slowest =
+            times[..PIECES.min(times.len())].windows(STEP + 1).map(|step| step[STEP] - step[0]).max();
+        if outcome.is_err() && slowest > Some(Duration::from_millis(1500)) {
+            return false;
+        }
+        outcome.expect("it comes back");
+        writing.join().expect("the writer").expect("all of it is taken");
+        assert!(answer == message);
+        eventually("the other is closed, once it reads nothing", || {
+            (server.scrape().closed("write_timeout") == 1.0).then_some(())
+        });
+        drop((client, quitter));
+        // The kernel may have taken all of it.
+        let _ = in_vain.join().expect("the writer");
+        let scrape = server.scrape_after("both are closed", |now| now.closed("client") == 1.0);
+        assert_eq!(scrape.broken_law(), None);
+        true
     };
-    let ((mut client, writing), (mut quitter, in_vain)) = (sends(), sends());
-    let mut answer = vec![0; message.len()];
-    // 200 kB/s for five seconds, too slow for the kernel to report room within the timeout; then the rest, or nothing.
-    let (slowly, rest) = answer.split_at_mut(1_000_000);
-    for piece in slowly.chunks_mut(20_000) {
-        thread::sleep(Duration::from_millis(100));
-        quitter.read_exact(piece).expect("it comes back");
-        client.read_exact(piece).expect("it comes back");
-    }
-    client.read_exact(rest).expect("it comes back");
-    writing.join().expect("the writer").expect("all of it is taken");
-    assert!(answer == message);
-    eventually("the other is closed, once it reads nothing", || {
-        (server.scrape().closed("write_timeout") == 1.0).then_some(())
-    });
-    drop((client, quitter));
-    // The kernel may have taken all of it.
-    let _ = in_vain.join().expect("the writer");
-    let scrape =
-        eventually("both are closed", || Some(server.scrape()).filter(|now| now.closed("client") == 1.0));
-    assert_eq!(scrape.broken_law(), None);
+    assert!((0..5).any(|_| round()), "five times this machine kept the client from reading");
 }
 
-/// Once it has taken some of what it was sent, it may be silent for longer than the write timeout.
+/// Once the client has read enough for all output to be sent, it may be silent for longer than the write timeout.
 #[test]
 fn a_client_that_was_blocked_once_is_not_blocked_for_good() {
     const MESSAGE: usize = 16 * 1024;
     let server = Millpond::start(&["--write-timeout", "2s"]);
-    let is_at_rest = |scrape: &Scrape| scrape.pool("workers_busy") + scrape.pool("queue_depth") == 0.0;
     let received = |scrape: &Scrape| scrape.get("received_bytes_total");
     let owed = |scrape: &Scrape| received(scrape) - scrape.get("sent_bytes_total");
-    // Sends a message when the last was read, until one is not answered whole. Returns how much it sent.
+    // Sends a message when the server has read the last one, until one is not answered whole. Returns how many bytes it
+    // sent.
     let blocked = || {
         let mut client = server.connect();
         SockRef::from(&client).set_recv_buffer_size(64 * 1024).expect("a socket option");
@@ -778,14 +858,14 @@ fn a_client_that_was_blocked_once_is_not_blocked_for_good() {
         while owed(&server.scrape()) == 0.0 {
             client.write_all(&[7; MESSAGE]).expect("the server reads");
             sent += MESSAGE;
-            let is_read = |now: &Scrape| received(now) == before + sent as f64 && is_at_rest(now);
+            let is_read = |now: &Scrape| received(now) == before + sent as f64 && now.is_quiet();
             eventually("it is read", || Some(server.scrape()).filter(is_read));
         }
         (client, sent)
     };
     let (mut client, sent) = blocked();
     let mut answer = vec![0; sent];
-    // Too little for the kernel to report room.
+    // Too little for an `EPOLLOUT`.
     let (part, rest) = answer.split_at_mut(200_000);
     client.read_exact(part).expect("it comes back");
     eventually("all of it is sent", || (owed(&server.scrape()) == 0.0).then_some(()));
@@ -795,7 +875,7 @@ fn a_client_that_was_blocked_once_is_not_blocked_for_good() {
     ping(&mut client, b"still here");
 }
 
-/// The reactor serves them as one of the workers.
+/// The reactor is one of the workers that serve these clients.
 #[test]
 fn lively_clients_are_served_and_counted_like_any_others() {
     const CLIENTS: usize = 5;
@@ -812,18 +892,14 @@ fn lively_clients_are_served_and_counted_like_any_others() {
                 });
             }
         });
-        // The last close is counted in a job, which the pool's own numbers may show a moment later.
-        let is_quiet = |scrape: &Scrape| {
-            scrape.closed("client") == CLIENTS as f64
-                && scrape.pool("workers_busy") + scrape.pool("queue_depth") == 0.0
-        };
-        let scrape = eventually("all have left", || Some(server.scrape()).filter(is_quiet));
+        let have_left = |now: &Scrape| now.closed("client") == CLIENTS as f64 && now.is_quiet();
+        let scrape = server.scrape_after("all have left", have_left);
         let messages = (CLIENTS * MESSAGES) as f64;
         assert_eq!(scrape.get("received_bytes_total"), messages * 7.0);
         assert_eq!(scrape.get("sent_bytes_total"), messages * 7.0);
         assert_eq!(scrape.get("echo_latency_seconds_count"), messages);
         assert_eq!(scrape.pool("workers"), workers.parse::<f64>().expect("a number"));
-        // A job may find the next message there already.
+        // One job may serve several messages.
         let jobs = scrape.pool("submitted_total");
         assert!(jobs > messages / 2.0, "{jobs} jobs");
         assert_eq!(scrape.get("pool_jobs_total{pool=\"echo\",outcome=\"completed\"}"), jobs);
@@ -852,7 +928,7 @@ fn a_crowd_of_lively_clients_is_served_evenly() {
         }
         let all_have = |least| served.iter().all(|served| served.load(Ordering::Relaxed) >= least);
         let enough = catch_unwind(AssertUnwindSafe(|| {
-            eventually("everybody has had a thousand turns", || all_have(1_000).then_some(()));
+            eventually("each client has had a thousand turns", || all_have(1_000).then_some(()));
         }));
         over.store(true, Ordering::Relaxed);
         enough.expect("in time");
@@ -869,23 +945,28 @@ fn a_talkative_client_does_not_look_like_a_stuck_worker() {
     client.set_nodelay(true).expect("a socket option");
     let start = Instant::now();
     let mut longest: f64 = 0.0;
-    while start.elapsed() < Duration::from_secs(1) {
+    let mut jobs = 0.0;
+    while start.elapsed() < Duration::from_secs(1) || jobs <= 20.0 {
+        assert!(start.elapsed() < common::PATIENCE, "{jobs} jobs, the longest of {longest} s");
         (&client).write_all(b"more").expect("sent");
         thread::sleep(Duration::from_millis(3));
-        longest = longest.max(server.scrape().pool("longest_running_seconds"));
+        let scrape = server.scrape();
+        longest = longest.max(scrape.pool("longest_running_seconds"));
+        jobs = scrape.pool("submitted_total");
     }
-    assert!(longest < 0.2, "a job of {longest} s");
-    assert!(server.scrape().pool("submitted_total") > 20.0);
+    // A turn that did not end by itself would be as long as the whole conversation.
+    let talked = start.elapsed().as_secs_f64();
+    assert!(longest < talked / 3.0, "a job of {longest} s in {talked} s");
 }
 
 #[test]
-fn what_stands_behind_urgent_data_is_served() {
+fn bytes_behind_urgent_data_are_served() {
     let server = Millpond::start(&["--workers", "1", "--work", "100ms"]);
-    // Holds the worker, so that all of the other's bytes are there when it is read.
+    // Holds the worker, so that the server reads the other client's bytes when all of them have come.
     server.connect().write_all(b"busy").expect("sent");
     let mut client = server.connect();
     client.write_all(b"abc").expect("sent");
-    socket2::SockRef::from(&client).send_out_of_band(b"!").expect("sent");
+    SockRef::from(&client).send_out_of_band(b"!").expect("sent");
     client.write_all(b"def").expect("sent");
     let mut answer = [0; 6];
     client.read_exact(&mut answer).expect("it comes back");
@@ -893,7 +974,7 @@ fn what_stands_behind_urgent_data_is_served() {
 }
 
 #[test]
-fn a_write_timeout_of_zero_harms_only_who_does_not_read() {
+fn a_write_timeout_of_zero_spares_clients_that_read() {
     let server =
         Server::builder("echo").service(Echo).workers(1).max_connections(10).write_timeout(Duration::ZERO);
     let running = server.bind(([127, 0, 0, 1], 0).into()).expect("a port").start().expect("threads");
@@ -906,16 +987,16 @@ fn a_write_timeout_of_zero_harms_only_who_does_not_read() {
 }
 
 #[test]
-fn urgent_data_gives_nobody_a_worker_for_good() {
+fn urgent_data_gives_no_client_a_worker_for_good() {
     let server = Millpond::start(&["--workers", "1", "--work", "5ms"]);
     let talker = server.connect();
     talker.set_nodelay(true).expect("a socket option");
-    socket2::SockRef::from(&talker).send_out_of_band(b"!").expect("sent");
-    let stop = std::sync::atomic::AtomicBool::new(false);
+    SockRef::from(&talker).send_out_of_band(b"!").expect("sent");
+    let stop = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
             let start = Instant::now();
-            while !stop.load(std::sync::atomic::Ordering::Relaxed) && start.elapsed() < common::PATIENCE {
+            while !stop.load(Ordering::Relaxed) && start.elapsed() < common::PATIENCE {
                 (&talker).write_all(b"more").expect("sent");
                 thread::sleep(Duration::from_millis(1));
             }
@@ -924,19 +1005,20 @@ fn urgent_data_gives_nobody_a_worker_for_good() {
         let start = Instant::now();
         (0..5).for_each(|_| ping(&mut other, b"hello"));
         let waited = start.elapsed();
-        stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        assert!(waited < Duration::from_secs(2), "five messages took {waited:?}");
+        stop.store(true, Ordering::Relaxed);
+        // The other client is served while the talker talks, which it does for all of that time.
+        assert!(waited < common::PATIENCE / 2, "five messages took {waited:?}");
     });
 }
 
 /// Panics at every second new connection.
-struct Touchy(std::sync::atomic::AtomicUsize);
+struct Touchy(AtomicUsize);
 
 impl Service for Touchy {
     type Session = ();
 
     fn open(&self, _peer: std::net::SocketAddr) {
-        assert!(self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed).is_multiple_of(2), "at the door");
+        assert!(self.0.fetch_add(1, Ordering::Relaxed).is_multiple_of(2), "at the door");
     }
 
     fn serve(&self, (): &mut (), _bytes: &mut Vec<u8>) -> Next {
@@ -958,7 +1040,7 @@ fn a_service_that_panics_at_a_new_connection_harms_only_that_one() {
     assert!(running.wait().expect("the reactor ran to its end").is_clean());
 }
 
-/// Its sessions panic when they are dropped, and every message panics too.
+/// Panics at every message, and its sessions panic when they are dropped.
 struct Bomb;
 
 struct Fuse;
@@ -1003,7 +1085,7 @@ fn sessions_that_panic_when_dropped_are_survived() {
 }
 
 #[test]
-fn what_is_beneath_an_error_is_told_once() {
+fn the_source_of_an_error_is_not_in_its_own_words() {
     use std::error::Error;
     let beneath = |error: &ServerError| error.source().map(ToString::to_string);
     let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");

@@ -1,7 +1,7 @@
-//! Waiting for several jobs together.
+//! Waits for several jobs together.
 //!
-//! Each job of the group is given a waiter that, at its end, puts the job's number into one box and wakes
-//! whoever waits at it. The box has a lock of its own, always taken after a job's.
+//! Each job of a group gets a waiter. When the job ends, its waiter puts the job's number into the group's inbox and
+//! wakes the thread that waits there. The inbox has its own lock, which is always taken after a job's lock.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, VecDeque};
@@ -16,14 +16,14 @@ use super::job::{Audience, Listed, Waiter};
 use crate::sync::checked::thread::{self, Thread};
 use crate::sync::checked::{Mutex, lock};
 
-/// Several jobs that are waited for together.
+/// Several jobs, and one thread that waits for them.
 #[derive(Default)]
 struct Group {
     inbox: Arc<Inbox>,
     deadlines: Deadlines,
 }
 
-/// When jobs that wait in the queue will have waited too long, by their numbers.
+/// The deadlines of jobs that are still in the queue, by the jobs' numbers.
 #[derive(Default)]
 struct Deadlines {
     by_time: BTreeSet<(Instant, usize)>,
@@ -47,7 +47,7 @@ impl Deadlines {
     }
 }
 
-/// Where the ends of a group's jobs are reported.
+/// Collects the ends of a group's jobs. Workers and cancelling threads write it, the waiting thread reads it.
 #[derive(Default)]
 struct Inbox {
     state: Mutex<Arrivals>,
@@ -55,10 +55,11 @@ struct Inbox {
 
 #[derive(Default)]
 struct Arrivals {
-    /// Jobs that have ended and were not picked up.
+    /// Jobs that have ended and that the waiting thread has not taken yet.
     ended: VecDeque<Arrival>,
-    /// Jobs whose deadline means nothing any more.
+    /// Jobs that have started, so their deadline no longer applies.
     begun: Vec<usize>,
+    /// The thread that sleeps until the next report, with its entry in the pool's list of waits.
     sleeper: Option<(Thread, Option<Listed>)>,
 }
 
@@ -71,7 +72,7 @@ impl Inbox {
     fn report(&self, change: impl FnOnce(&mut Arrivals)) {
         let mut state = lock(&self.state);
         change(&mut state);
-        // Its entry in the list of waits is crossed out here, under the lock.
+        // Dropping the entry removes it from the list of waits. That happens under the lock, before the thread runs.
         let sleeper = state.sleeper.take().map(|(thread, _listed)| thread);
         drop(state);
         if let Some(thread) = sleeper {
@@ -91,7 +92,7 @@ impl Audience for Inbox {
 }
 
 impl Group {
-    /// Has the end of this job reported under this number.
+    /// Makes the job report its end under this number.
     fn watch<T: Send + 'static>(&mut self, number: usize, handle: &JobHandle<T>) {
         let inbox = Arc::clone(&self.inbox) as Arc<dyn Audience>;
         match handle.job.watch(Waiter::Group(inbox, number)) {
@@ -100,8 +101,8 @@ impl Group {
         }
     }
 
-    /// Blocks until a job has ended, or `until`. `handles` are those that have not been reported, each at its
-    /// number.
+    /// Blocks until a job has ended, and returns it. At `until` it returns `None`. `handles` holds the jobs that were
+    /// not reported yet, each at its number.
     fn next<T, H>(
         &mut self,
         handles: &[Option<H>],
@@ -115,7 +116,7 @@ impl Group {
             let wake_at;
             {
                 let mut state = lock(&self.inbox.state);
-                // One that awoke without an arrival waits anew, and must not stand in the list twice.
+                // A thread that woke up without an arrival waits again. Its old entry would count its wait twice.
                 state.sleeper = None;
                 state.begun.drain(..).for_each(|number| self.deadlines.remove(number));
                 if let Some(arrival) = state.ended.pop_front() {
@@ -139,7 +140,7 @@ impl Group {
             {
                 self.deadlines.remove(number);
                 if let Some(handle) = &handles[number] {
-                    // The look ends it, if it still waits, and so reports it.
+                    // If the job is still in the queue, this call expires it, and so reports its end.
                     let _ended = handle.borrow().is_finished();
                 }
             }
@@ -147,7 +148,7 @@ impl Group {
     }
 }
 
-/// The jobs behind these handles, if they all belong to this pool.
+/// The ids of these handles' jobs, or `None` if a job belongs to another pool.
 fn ids<T, H>(pool: PoolId, handles: &[Option<H>]) -> Option<Vec<JobId>>
 where
     T: Send + 'static,
@@ -157,28 +158,30 @@ where
     handles.map(|handle| (handle.pool == pool).then(|| handle.id())).collect()
 }
 
-/// Takes the outcomes of several jobs in the order in which they end, whatever the order of their
-/// submission. The iterator blocks until the next one has ended, and is over when all have.
+/// Returns the outcomes of several jobs in the order in which the jobs end. The iterator blocks until the next job has
+/// ended, and is over when all jobs have.
 ///
-/// Each item is the number of the job, from 0 in the order of `handles`, and its outcome. Dropping the
-/// iterator lets the rest run.
+/// Each item is the job's number, from 0 in the order of `handles`, and its outcome. If the iterator is dropped, the
+/// remaining jobs still run.
 ///
 /// ```
 /// # let pool = millpond::Pool::builder("doc").workers(2).queue_capacity(2).build()?;
-/// use std::time::Duration;
-/// let slow = pool.submit(|| { std::thread::sleep(Duration::from_millis(50)); "slow" })?;
+/// let (finish, wait) = std::sync::mpsc::channel::<()>();
+/// let slow = pool.submit(move || { wait.recv().ok(); "slow" })?;
 /// let fast = pool.submit(|| "fast")?;
-/// let order: Vec<_> = millpond::as_completed([slow, fast]).map(|(number, _)| number).collect();
-/// assert_eq!(order, [1, 0]);
+/// let mut outcomes = millpond::as_completed([slow, fast]);
+/// assert_eq!(outcomes.next(), Some((1, Ok("fast"))));
+/// finish.send(())?;
+/// assert_eq!(outcomes.next(), Some((0, Ok("slow"))));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
-/// On a worker of the jobs' own pool, when the wait would never end, the item is [`JobError::Deadlock`] for the
-/// first of those that have not ended. That job is left in its place, and will run if it can.
+/// If a worker of the jobs' own pool would wait here for ever, the item is [`JobError::Deadlock`] for the first job
+/// that has not ended. That job stays in the queue, and runs if a worker becomes free.
 ///
 /// # Panics
 ///
-/// The iterator does, at the turn of a job whose handle has been awaited to its end.
+/// The iterator panics at a job whose outcome was already taken by awaiting its handle.
 pub fn as_completed<T: Send + 'static>(handles: impl IntoIterator<Item = JobHandle<T>>) -> AsCompleted<T> {
     let mut group = Group::default();
     let handles: Vec<_> = handles.into_iter().map(Some).collect();
@@ -188,7 +191,7 @@ pub fn as_completed<T: Send + 'static>(handles: impl IntoIterator<Item = JobHand
     AsCompleted { left: handles.len(), group, handles }
 }
 
-/// See [`as_completed`].
+/// The iterator that [`as_completed`] returns.
 pub struct AsCompleted<T> {
     group: Group,
     handles: Vec<Option<JobHandle<T>>>,
@@ -201,7 +204,7 @@ impl<T: Send + 'static> Iterator for AsCompleted<T> {
     fn next(&mut self) -> Option<Self::Item> {
         while self.left > 0 {
             let number = match self.group.next(&self.handles, None) {
-                Ok(arrival) => arrival.expect("a wait without an end has an arrival").number,
+                Ok(arrival) => arrival.expect("a wait without a timeout ends with an arrival").number,
                 Err(deadlock) => {
                     let number = self.handles.iter().position(Option::is_some)?;
                     self.handles[number] = None;
@@ -209,7 +212,7 @@ impl<T: Send + 'static> Iterator for AsCompleted<T> {
                     return Some((number, Err(deadlock)));
                 }
             };
-            // One that was given up as a deadlock may still report.
+            // A job that was returned as a deadlock has no handle here any more, and may still report its end.
             if let Some(handle) = self.handles[number].take() {
                 self.left -= 1;
                 return Some((number, handle.join()));
@@ -231,20 +234,22 @@ impl<T> fmt::Debug for AsCompleted<T> {
     }
 }
 
-/// What [`wait`] waits for.
+/// The condition that [`wait`] waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Until {
-    /// The first job to end.
+    /// One job has ended.
     FirstCompleted,
-    /// The first job to fail, or the end of all.
+    /// One job has failed, or all jobs have ended.
     FirstFailed,
-    /// The end of all jobs.
+    /// All jobs have ended.
     AllCompleted,
 }
 
-/// Blocks until one or all of several jobs have ended, `timeout` at most, and says whether that came about.
-/// The handles keep their outcomes: [`JobHandle::is_finished`] says whose [`join`](JobHandle::join) will not
-/// block. With no handles it comes back at once.
+/// Blocks until one or all of several jobs have ended, for `timeout` at most, and returns whether they have. Without
+/// handles it returns `true` at once.
+///
+/// The handles keep their outcomes. If [`JobHandle::is_finished`] returns `true` for a handle, its
+/// [`join`](JobHandle::join) does not block.
 ///
 /// ```
 /// # let pool = millpond::Pool::builder("doc").workers(2).queue_capacity(2).build()?;
@@ -258,8 +263,8 @@ pub enum Until {
 ///
 /// # Errors
 ///
-/// [`JobError::Deadlock`] when a worker of the jobs' own pool would wait here for ever, which only a timeout
-/// beyond the reach of [`Instant`] can bring about.
+/// [`JobError::Deadlock`] if a worker of the jobs' own pool would wait here for ever. This can happen only with a
+/// timeout that [`Instant`] cannot represent, such as [`Duration::MAX`].
 pub fn wait<T: Send + 'static>(
     handles: &mut [JobHandle<T>],
     until: Until,
@@ -272,7 +277,7 @@ pub fn wait<T: Send + 'static>(
         group.watch(number, handle);
     }
     for _ in 0..handles.len() {
-        // Whoever has not ended by then reports into a box that nobody looks into any more.
+        // A job that ends after the timeout reports to the inbox of a group that no thread waits for. That is harmless.
         let Some(arrival) = group.next(&left, deadline)? else {
             return Ok(false);
         };

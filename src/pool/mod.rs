@@ -222,9 +222,11 @@ impl Pool {
     /// # let pool = millpond::Pool::builder("doc").workers(1).build()?;
     /// use std::time::Duration;
     /// use millpond::JobError;
-    /// let slow = pool.submit(|| std::thread::sleep(Duration::from_millis(50)))?;
-    /// let stale = pool.with_deadline(Duration::from_millis(10)).submit(|| "too late for anyone")?;
+    /// let (finish, wait) = std::sync::mpsc::channel::<()>();
+    /// let slow = pool.submit(move || wait.recv())?;
+    /// let stale = pool.with_deadline(Duration::from_millis(10)).submit(|| "too late")?;
     /// assert_eq!(stale.join(), Err(JobError::Expired));
+    /// finish.send(())?;
     /// # drop(slow);
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

@@ -193,6 +193,11 @@ impl Millpond {
         Scrape::of(self.metrics)
     }
 
+    /// Waits until a scrape meets `condition`, and returns the next scrape. See [`Scrape::after`].
+    pub fn scrape_after(&self, what: &str, condition: impl Fn(&Scrape) -> bool) -> Scrape {
+        Scrape::after(self.metrics, what, condition)
+    }
+
     /// Asks the side HTTP endpoint.
     pub fn get(&self, path: &str) -> Response {
         http(self.metrics, format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::{http, try_http};
+use super::{eventually, http, try_http};
 
 /// One scrape: every sample by its name and labels, as written.
 #[derive(Clone, Debug)]
@@ -21,6 +21,15 @@ impl Scrape {
         let scrape = Scrape::parse(&response.body);
         assert_eq!(scrape.broken_law(), None, "{}", response.body);
         scrape
+    }
+
+    /// Waits until a scrape meets `condition`, and returns the next scrape.
+    ///
+    /// A scrape reads its counters one after another. So the scrape that meets the condition may show other counters as
+    /// they were a moment before. The next scrape shows everything that happened before the condition was met.
+    pub fn after(address: SocketAddr, what: &str, condition: impl Fn(&Scrape) -> bool) -> Self {
+        eventually(what, || condition(&Scrape::of(address)).then_some(()));
+        Scrape::of(address)
     }
 
     pub fn parse(text: &str) -> Self {
@@ -47,6 +56,12 @@ impl Scrape {
         let start = format!("millpond_{name}{{");
         let found = self.0.iter().filter(|(series, _)| series.starts_with(&start) && series.contains(labels));
         found.map(|(_, value)| value).sum()
+    }
+
+    /// Whether no job of the echo pool waits or runs. The pool counts a job as ended later than the server counts the
+    /// connection that the job closed.
+    pub fn is_quiet(&self) -> bool {
+        self.pool("workers_busy") + self.pool("queue_depth") == 0.0
     }
 
     pub fn connections(&self, state: &str) -> f64 {

@@ -45,11 +45,8 @@ impl Victim {
     /// It is over: every connection is gone and accounted for, no thread, descriptor or memory is left over,
     /// others are served, and the drain is clean. Returns the last scrape before that.
     pub fn unharmed(mut self) -> Scrape {
-        let quiet = |scrape: &Scrape| {
-            let left = scrape.sum("connections", "state=");
-            left + scrape.pool("workers_busy") + scrape.pool("queue_depth") == 0.0
-        };
-        let scrape = eventually("every connection is gone", || Some(self.server.scrape()).filter(quiet));
+        let is_over = |scrape: &Scrape| scrape.sum("connections", "state=") == 0.0 && scrape.is_quiet();
+        let scrape = self.server.scrape_after("every connection is gone", is_over);
         // What was asked before has been answered now.
         self.scrape_in_time();
         // Fewer are fine: a scrape's connection may have been open still when they were counted at the start.
