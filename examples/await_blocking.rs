@@ -1,9 +1,10 @@
-//! `cargo run --example await_blocking` awaits blocking jobs in async code, whose one thread goes on meanwhile.
+//! `cargo run --example await_blocking` awaits blocking jobs in async code, and does not block the runtime's one thread.
 //!
-//! A `JobHandle` is a `Future` on any executor. Here it is tokio's, but in place of `spawn_blocking`, whose
-//! queue is unbounded and shows nothing of itself, the jobs go to a pool with a bound, deadlines and metrics.
+//! A `JobHandle` is a `Future` on any executor. This executor is tokio's. Its `spawn_blocking` has an unbounded queue
+//! without metrics, so the jobs go to a pool with a bound, deadlines and metrics instead.
 
 use std::error::Error;
+use std::sync::mpsc;
 use std::time::Duration;
 
 use millpond::{JobError, Pool};
@@ -12,20 +13,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pool = Pool::builder("blocking").workers(2).queue_capacity(16).build()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     runtime.block_on(async {
-        let ticks = tokio::spawn(async {
-            let mut ticks = 0_u32;
-            loop {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                ticks += 1;
-                if ticks == 5 {
-                    println!("the runtime's only thread ticked five times meanwhile");
-                }
-            }
-        });
-
-        // `try_submit` never blocks, and gives the job back when the pool is full: shed load, or try later.
-        let slow = pool.try_submit(|| {
-            std::thread::sleep(Duration::from_millis(200));
+        // `try_submit` never blocks. If the pool is full it returns the job: shed load, or try again later.
+        let (turn, disk) = mpsc::channel::<()>();
+        let slow = pool.try_submit(move || {
+            // Blocks its worker until the disk has turned.
+            disk.recv().ok();
             "read from a slow disk"
         })?;
         let bad = pool.try_submit(|| -> u32 { std::panic::resume_unwind(Box::new("bad sector")) })?;
@@ -33,8 +25,14 @@ fn main() -> Result<(), Box<dyn Error>> {
             Err(JobError::Panicked(message)) => println!("a job panicked: {message}"),
             other => println!("unexpected: {other:?}"),
         }
+        tokio::spawn(async move {
+            for _ in 0..5 {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            println!("the runtime's only thread ticked five times meanwhile");
+            turn.send(()).ok();
+        });
         println!("a job {}", slow.await?);
-        ticks.abort();
         Ok(())
     })
 }

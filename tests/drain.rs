@@ -5,7 +5,7 @@ mod common;
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,10 +22,11 @@ const MIB: usize = 1024 * 1024;
 fn a_signal_in_the_middle_loses_no_byte_of_any_client() {
     let mut server = Millpond::start(&[]);
     let guard = Guard::over(server.metrics);
-    let load = Load { address: server.echo, clients: 500, bytes: 8 * MIB, message: 1..=256 * 1024, seed: 3 };
+    // Messages so small that all clients together have theirs within the second that a silent client is given.
+    let load = Load { address: server.echo, clients: 500, bytes: 2 * MIB, message: 1..=32 * 1024, seed: 3 };
     let mut seen = None;
     load.run_with(|slowest| {
-        if seen.is_none() && slowest > MIB {
+        if seen.is_none() && slowest > MIB / 4 {
             server.signal(Signal::INT);
             eventually("draining", || {
                 (server.scrape().get("phase{phase=\"draining\"}") == 1.0).then_some(())
@@ -43,7 +44,7 @@ fn a_signal_in_the_middle_loses_no_byte_of_any_client() {
     let started = scrape.get("drain_started_timestamp_seconds");
     assert!(started > 1.6e9 && scrape.get("drain_deadline_timestamp_seconds") - started == 30.0);
     let report = report(&server);
-    let bytes = 500 * 8 * MIB as u64;
+    let bytes = 500 * 2 * MIB as u64;
     assert_eq!((report.bytes_in, report.bytes_out), (bytes, bytes), "{}", server.log());
     assert_eq!(report.cut, 0);
     assert_eq!(report.in_drain, report.served + report.closed_idle);
@@ -52,42 +53,76 @@ fn a_signal_in_the_middle_loses_no_byte_of_any_client() {
 
 #[test]
 fn idle_clients_are_told_the_end_one_after_another() {
-    let mut server = Millpond::start(&[]);
-    let mut clients: Vec<TcpStream> = (0..300).map(|_| server.connect()).collect();
-    clients.iter_mut().for_each(|client| ping(client, b"hello"));
-    let start = Instant::now();
-    server.signal(Signal::TERM);
-    let ends: Vec<_> = clients
-        .into_iter()
-        .map(|mut client| {
-            thread::spawn(move || {
-                assert_eq!(client.read(&mut [0]).expect("the end, and no reset"), 0);
-                start.elapsed()
+    let spread = || {
+        let mut server = Millpond::start(&[]);
+        let mut clients: Vec<TcpStream> = (0..300).map(|_| server.connect()).collect();
+        clients.iter_mut().for_each(|client| ping(client, b"hello"));
+        let start = Instant::now();
+        server.signal(Signal::TERM);
+        let ends: Vec<_> = clients
+            .into_iter()
+            .map(|mut client| {
+                thread::spawn(move || {
+                    assert_eq!(client.read(&mut [0]).expect("the end, and no reset"), 0);
+                    start.elapsed()
+                })
             })
-        })
-        .collect();
-    let mut ends: Vec<Duration> = ends.into_iter().map(|end| end.join().expect("a clean end")).collect();
-    assert_eq!(server.wait().code(), Some(0));
-    ends.sort();
-    let spread = ends[299] - ends[0];
-    assert!(spread > Duration::from_millis(250), "all 300 within {spread:?}");
-    assert_eq!(report(&server).closed_idle, 300);
+            .collect();
+        let mut ends: Vec<Duration> = ends.into_iter().map(|end| end.join().expect("a clean end")).collect();
+        assert_eq!(server.wait().code(), Some(0));
+        ends.sort();
+        assert_eq!(report(&server).closed_idle, 300);
+        ends[299] - ends[0]
+    };
+    // On a busy machine the first clients may see their end late.
+    let spreads: Vec<_> =
+        (0..5).map_while(|_| Some(spread()).filter(|spread| *spread <= Duration::from_millis(250))).collect();
+    assert!(spreads.len() < 5, "all 300 within {spreads:?}");
 }
 
 #[test]
 fn a_client_that_never_finishes_is_cut_at_the_deadline() {
-    let mut server = Millpond::start(&["--drain-timeout", "1s"]);
-    let mut client = server.connect();
-    ping(&mut client, b"hello");
-    let start = Instant::now();
-    server.signal(Signal::INT);
-    // Never silent for long enough to be idle.
-    while client.write_all(b"more").and_then(|()| client.read_exact(&mut [0; 4])).is_ok() {
-        thread::sleep(Duration::from_millis(20));
+    let is_cut = || {
+        let mut server = Millpond::start(&["--drain-timeout", "1s"]);
+        let mut client = server.connect();
+        ping(&mut client, b"hello");
+        let start = Instant::now();
+        server.signal(Signal::INT);
+        // Never silent for long enough to be idle, unless the machine is busy with others.
+        let mut talk = Talk::new();
+        while client.write_all(b"more").and_then(|()| client.read_exact(&mut [0; 4])).is_ok() {
+            talk.pauses();
+        }
+        talk.pauses();
+        let (code, report) = (server.wait().code(), report(&server));
+        if talk.was_silent && report.closed_idle == 1 {
+            return false;
+        }
+        assert_eq!(code, Some(3));
+        assert!(start.elapsed() >= Duration::from_secs(1), "cut before the deadline");
+        assert_eq!((report.cut, report.served), (1, 0));
+        true
+    };
+    assert!((0..5).any(|_| is_cut()), "five times the machine kept the client from talking");
+}
+
+/// The pauses between the messages of a client that is not to be idle.
+struct Talk {
+    spoke: Instant,
+    /// Whether one of them was so long that the server may have seen an idle client.
+    was_silent: bool,
+}
+
+impl Talk {
+    fn new() -> Self {
+        Talk { spoke: Instant::now(), was_silent: false }
     }
-    assert_eq!(server.wait().code(), Some(3));
-    assert!(start.elapsed() >= Duration::from_secs(1), "cut before the deadline");
-    assert_eq!((report(&server).cut, report(&server).served), (1, 0));
+
+    fn pauses(&mut self) {
+        thread::sleep(Duration::from_millis(20));
+        self.was_silent |= self.spoke.elapsed() > Duration::from_millis(150);
+        self.spoke = Instant::now();
+    }
 }
 
 #[test]
@@ -131,17 +166,28 @@ fn a_worker_stuck_in_its_service_does_not_hold_up_the_exit() {
 
 #[test]
 fn a_second_signal_abandons_at_once() {
-    let mut server = Millpond::start(&["--work", "1h", "--drain-timeout", "1h"]);
-    server.connect().write_all(b"stuck").expect("sent");
-    eventually("stuck", || (server.scrape().pool("workers_busy") == 1.0).then_some(()));
-    server.signal(Signal::INT);
-    eventually("draining", || server.log().contains("a second one abandons").then_some(()));
-    assert!(!server.has_exited());
-    let start = Instant::now();
-    server.signal(Signal::INT);
-    assert_eq!(server.wait().code(), Some(130));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
-    assert!(server.log().lines().last().is_some_and(|line| line.contains("abandoned")), "{}", server.log());
+    at_once(|| {
+        let mut server = Millpond::start(&["--work", "1h", "--drain-timeout", "1h"]);
+        server.connect().write_all(b"stuck").expect("sent");
+        eventually("stuck", || (server.scrape().pool("workers_busy") == 1.0).then_some(()));
+        server.signal(Signal::INT);
+        eventually("draining", || server.log().contains("a second one abandons").then_some(()));
+        assert!(!server.has_exited());
+        let start = Instant::now();
+        server.signal(Signal::INT);
+        assert_eq!(server.wait().code(), Some(130));
+        let took = start.elapsed();
+        let log = server.log();
+        assert!(log.lines().last().is_some_and(|line| line.contains("abandoned")), "{log}");
+        took
+    });
+}
+
+/// Expects that `step` takes less than a second, in one of five rounds: the machine may be busy with others.
+fn at_once(step: impl Fn() -> Duration) {
+    let late: Vec<_> =
+        (0..5).map_while(|_| Some(step()).filter(|took| *took >= Duration::from_secs(1))).collect();
+    assert!(late.len() < 5, "{late:?}");
 }
 
 #[test]
@@ -197,7 +243,7 @@ fn newcomers_still_in_the_backlog_at_the_deadline_are_counted() {
 
 #[test]
 fn a_lame_duck_still_accepts_and_says_it_is_not_ready() {
-    let mut server = Millpond::start(&["--lame-duck", "1s"]);
+    let mut server = Millpond::start(&["--lame-duck", "3s"]);
     let start = Instant::now();
     server.signal(Signal::HUP);
     eventually("lame", || (server.get("/readyz").body == "lame_duck\n").then_some(()));
@@ -205,7 +251,7 @@ fn a_lame_duck_still_accepts_and_says_it_is_not_ready() {
     assert_eq!(server.scrape().get("phase{phase=\"lame_duck\"}"), 1.0);
     ping(&mut server.connect(), b"still accepted");
     assert_eq!(server.wait().code(), Some(0));
-    assert!(start.elapsed() >= Duration::from_secs(1), "{:?}", start.elapsed());
+    assert!(start.elapsed() >= Duration::from_secs(3), "{:?}", start.elapsed());
 }
 
 #[test]
@@ -219,10 +265,6 @@ fn a_drain_timeout_of_zero_cuts_at_once() {
 
 #[test]
 fn a_drain_with_nobody_there_is_over_at_once() {
-    let mut server = Millpond::start(&[]);
-    let start = Instant::now();
-    assert_eq!(server.drain(), Some(0));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
     let nothing = Report {
         in_drain: 0,
         served: 0,
@@ -233,7 +275,14 @@ fn a_drain_with_nobody_there_is_over_at_once() {
         bytes_in: 0,
         bytes_out: 0,
     };
-    assert_eq!(report(&server), nothing);
+    at_once(|| {
+        let mut server = Millpond::start(&[]);
+        let start = Instant::now();
+        assert_eq!(server.drain(), Some(0));
+        let took = start.elapsed();
+        assert_eq!(report(&server), nothing);
+        took
+    });
 }
 
 #[test]
@@ -393,30 +442,53 @@ fn a_client_that_has_had_everything_is_not_counted_as_cut() {
 
 #[test]
 fn nobody_gets_in_after_the_signal_while_the_backlog_waits_for_room() {
-    let mut server = Millpond::start(&["--max-connections", "1"]);
-    let mut inside = server.connect();
-    ping(&mut inside, b"hello");
-    let mut waiting = server.connect();
-    waiting.write_all(b"served").expect("the kernel takes it");
-    server.signal(Signal::INT);
-    eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
-    let (start, echo) = (Instant::now(), server.echo);
-    let late = thread::spawn(move || {
-        while start.elapsed() < Duration::from_secs(1) {
-            TcpStream::connect_timeout(&echo, Duration::from_millis(100)).expect_err("nobody is let in");
-        }
-    });
-    // Never silent for long enough to be idle.
-    while !late.is_finished() {
-        ping(&mut inside, b"busy");
-        thread::sleep(Duration::from_millis(20));
-    }
-    late.join().expect("nobody was let in");
-    drop(inside);
-    waiting.read_exact(&mut [0; 6]).expect("who stood in the backlog is served");
-    drop(waiting);
-    assert_eq!(server.wait().code(), Some(0));
-    assert_eq!((report(&server).in_drain, report(&server).cut), (2, 0));
+    let nobody_gets_in = || {
+        let mut server = Millpond::start(&["--max-connections", "1"]);
+        let mut inside = server.connect();
+        ping(&mut inside, b"hello");
+        let mut waiting = server.connect();
+        waiting.write_all(b"served").expect("the kernel takes it");
+        let talking = AtomicBool::new(true);
+        thread::scope(|scope| {
+            // Never silent for long enough to be idle, from before the signal on.
+            let talker = scope.spawn(|| {
+                let mut talk = Talk::new();
+                while talking.load(Ordering::Relaxed) {
+                    let mut answer = [0; 4];
+                    let spoke = inside.write_all(b"busy").and_then(|()| inside.read_exact(&mut answer));
+                    talk.pauses();
+                    if talk.was_silent {
+                        return false;
+                    }
+                    spoke.expect("it is served");
+                }
+                true
+            });
+            server.signal(Signal::INT);
+            eventually("draining", || {
+                let is_draining = server.get("/readyz").body == "draining\n";
+                (is_draining || talker.is_finished()).then_some(())
+            });
+            let start = Instant::now();
+            while start.elapsed() < Duration::from_secs(1) && !talker.is_finished() {
+                let outcome = TcpStream::connect_timeout(&server.echo, Duration::from_millis(100));
+                assert!(outcome.is_err() || talker.is_finished(), "nobody is let in");
+            }
+            talking.store(false, Ordering::Relaxed);
+            talker.join().expect("it is served")
+        })
+        .then(|| {
+            drop(inside);
+            waiting.read_exact(&mut [0; 6]).expect("who stood in the backlog is served");
+            drop(waiting);
+            assert_eq!(server.wait().code(), Some(0));
+            assert_eq!((report(&server).in_drain, report(&server).cut), (2, 0));
+        })
+    };
+    assert!(
+        (0..5).any(|_| nobody_gets_in().is_some()),
+        "five times the machine kept the client from talking"
+    );
 }
 
 /// There is no room, and nobody in the backlog either. Nothing wakes the server meanwhile.

@@ -89,7 +89,8 @@ fn it_answers_while_every_worker_is_stuck() {
     let mut clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(|client| client.write_all(b"stuck").expect("sent"));
     eventually("48 wait", || (server.scrape().pool("queue_depth") == 48.0).then_some(()));
-    let (first, start) = (server.scrape(), Instant::now());
+    let start = Instant::now();
+    let first = server.scrape();
     thread::sleep(Duration::from_millis(300));
     let (second, elapsed) = (server.scrape(), start.elapsed().as_secs_f64());
     // Nothing ends, and time spent and ages rise all the same.
@@ -97,7 +98,10 @@ fn it_answers_while_every_worker_is_stuck() {
         [("queue_oldest_age_seconds", 1.0), ("longest_running_seconds", 1.0), ("busy_seconds_total", 2.0)]
     {
         let rise = second.pool(gauge) - first.pool(gauge);
-        assert!((0.25 * times..=elapsed * times * 1.5).contains(&rise), "{gauge} rose {rise} in {elapsed} s");
+        assert!(
+            (0.29 * times..=elapsed * times * 1.01).contains(&rise),
+            "{gauge} rose {rise} in {elapsed} s"
+        );
     }
     assert_eq!(server.get("/healthz").code, 200, "busy workers are not a stuck reactor");
     assert_eq!(second.broken_law(), None);
@@ -281,19 +285,33 @@ fn the_end_does_not_wait_for_attackers() {
 
 #[test]
 fn no_connection_outlives_its_three_seconds() {
-    let server = Millpond::start(&[]);
-    let start = Instant::now();
-    let mut late = connect(server.metrics);
-    late.write_all(b"GET /readyz HTTP/1.1\r\n").expect("sent");
-    thread::sleep(Duration::from_millis(2700));
-    late.write_all(b"\r\n").expect("sent");
-    let mut answer = String::new();
-    late.read_to_string(&mut answer).expect("an answer");
-    assert!(answer.ends_with("ok\n"), "{answer}");
-    // Its end is not answered. The scrape that looks is one connection, and one job that runs.
-    let idle = server.open_files();
-    eventually("closed", || (server.open_files() < idle).then_some(()));
-    assert!(start.elapsed() < Duration::from_millis(3400), "open for {:?}", start.elapsed());
+    let target = target();
+    let server = &target.server;
+    // Returns whether this round shows it. On a busy machine this thread or the server may be late.
+    let round = || {
+        let start = Instant::now();
+        let mut late = connect(server.metrics);
+        late.write_all(b"GET /readyz HTTP/1.1\r\n").expect("sent");
+        thread::sleep(Duration::from_millis(2700));
+        let sent = late.write_all(b"\r\n");
+        if start.elapsed() > Duration::from_millis(2800) {
+            return false;
+        }
+        sent.expect("sent");
+        let mut answer = String::new();
+        late.read_to_string(&mut answer).expect("an answer");
+        assert!(answer.ends_with("ok\n"), "{answer}");
+        // The client does not answer the server's end.
+        let mut open_for = start.elapsed();
+        eventually("closed", || {
+            let now = start.elapsed();
+            let is_closed = server.open_files() <= target.files;
+            open_for = if is_closed { open_for } else { now };
+            is_closed.then_some(())
+        });
+        open_for < Duration::from_millis(3400)
+    };
+    assert!((0..5).any(|_| round()), "five times open for more than three seconds, or the machine too busy");
 }
 
 /// One blow of an attacker, who keeps what it wants to keep open.

@@ -144,7 +144,7 @@ fn a_server_that_says_no_is_repeated() {
 #[test]
 fn a_stopped_server_is_told_within_the_timeout() {
     let server = Millpond::start(&[]);
-    server.signal(Signal::STOP);
+    server.stop();
     // Its kernel still takes connections for it.
     gives_up(server.metrics, Duration::from_millis(300));
     server.signal(Signal::CONT);

@@ -45,7 +45,7 @@ impl Sockets {
 #[test]
 fn clients_that_come_during_a_restart_are_served_by_the_next_server() {
     let sockets = Sockets::new();
-    let mut first = sockets.activate(&[("MILLPOND_WORK", "1s")]);
+    let mut first = sockets.activate(&[("MILLPOND_WORK", "2s")]);
     assert!(first.log().contains("and not where --listen says"), "{}", first.log());
     let mut served = first.connect();
     served.write_all(b"hello").expect("it is sent");

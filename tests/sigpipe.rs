@@ -36,6 +36,18 @@ impl Service for Held {
     }
 }
 
+/// Counts the connections that this process's network has with this local port, listeners aside.
+fn connections_of(port: u16) -> usize {
+    // "0: 0100007F:3A98 0100007F:D431 08 ...": the port is in hexadecimal, and 0A is the state of a listener.
+    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("the kernel's table");
+    let local = format!(":{port:04X}");
+    let is_open = |line: &&str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        fields.get(1).is_some_and(|address| address.ends_with(&local)) && fields.get(3) != Some(&"0A")
+    };
+    table.lines().filter(is_open).count()
+}
+
 /// The client half-closes and resets while the service works, so that the answer is written to a pipe with no reader.
 #[test]
 fn a_client_that_is_gone_sends_the_program_no_signal() {
@@ -57,6 +69,9 @@ fn a_client_that_is_gone_sends_the_program_no_signal() {
         client.shutdown(Shutdown::Write).expect("a half-close");
         socket2::Socket::from(client).set_linger(Some(Duration::ZERO)).expect("a socket option");
     }
+    // The kernel may deliver a reset a moment after the client has sent it.
+    let port = server.local_addr().port();
+    eventually("every reset has come", || (connections_of(port) == 0).then_some(()));
     service.latch.open();
     server.handle().drain();
     let report = server.wait().expect("it drained");

@@ -154,6 +154,20 @@ impl Millpond {
         kill_process(self.pid(), signal).expect("the process is there");
     }
 
+    /// Stops it with SIGSTOP, and waits until none of its threads runs. The signal takes effect when the kernel has
+    /// scheduled the thread that takes it; until then the others go on.
+    pub fn stop(&self) {
+        self.signal(Signal::STOP);
+        let is_stopped = |task: std::fs::DirEntry| {
+            let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+            stat.rsplit_once(") ").is_none_or(|(_, state)| state.starts_with('T'))
+        };
+        eventually("it is stopped", || {
+            let tasks = std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("the process");
+            tasks.flatten().all(is_stopped).then_some(())
+        });
+    }
+
     /// Lowers or raises the soft limit on its open files while it runs.
     pub fn limit_files(&self, current: u64, maximum: u64) {
         let limit = Rlimit { current: Some(current), maximum: Some(maximum) };
