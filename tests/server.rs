@@ -418,9 +418,7 @@ fn panics_are_survived(service: Fragile) {
     // The reactor counts the close when the client's end has come. The worker counts the panicked job when it has
     // unwound, which may be later.
     let panicked = "pool_jobs_total{pool=\"echo\",outcome=\"panicked\"}";
-    let scrape = Scrape::after(exposition.local_addr(), "counted", |now| {
-        now.closed("panicked") == 100.0 && now.get(panicked) >= 100.0
-    });
+    let scrape = Scrape::after(exposition.local_addr(), "counted", |now| now.closed("panicked") == 100.0);
     assert_eq!((scrape.closed("panicked"), scrape.get(panicked)), (100.0, 100.0));
     assert_eq!(scrape.pool("workers"), 2.0);
     assert_eq!(scrape.broken_law(), None);
@@ -855,13 +853,14 @@ fn a_client_that_was_blocked_once_is_not_blocked_for_good() {
         let mut client = server.connect();
         SockRef::from(&client).set_recv_buffer_size(64 * 1024).expect("a socket option");
         let (before, mut sent) = (received(&server.scrape()), 0);
-        while owed(&server.scrape()) == 0.0 {
+        loop {
             client.write_all(&[7; MESSAGE]).expect("the server reads");
             sent += MESSAGE;
-            let is_read = |now: &Scrape| received(now) == before + sent as f64 && now.is_quiet();
-            eventually("it is read", || Some(server.scrape()).filter(is_read));
+            let is_read = |now: &Scrape| received(now) == before + sent as f64;
+            if owed(&server.scrape_after("it is read", is_read)) > 0.0 {
+                return (client, sent);
+            }
         }
-        (client, sent)
     };
     let (mut client, sent) = blocked();
     let mut answer = vec![0; sent];
@@ -892,8 +891,7 @@ fn lively_clients_are_served_and_counted_like_any_others() {
                 });
             }
         });
-        let have_left = |now: &Scrape| now.closed("client") == CLIENTS as f64 && now.is_quiet();
-        let scrape = server.scrape_after("all have left", have_left);
+        let scrape = server.scrape_after("all have left", |now| now.closed("client") == CLIENTS as f64);
         let messages = (CLIENTS * MESSAGES) as f64;
         assert_eq!(scrape.get("received_bytes_total"), messages * 7.0);
         assert_eq!(scrape.get("sent_bytes_total"), messages * 7.0);

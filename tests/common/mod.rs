@@ -207,7 +207,7 @@ impl Millpond {
         Scrape::of(self.metrics)
     }
 
-    /// Waits until a scrape meets `condition`, and returns the next scrape. See [`Scrape::after`].
+    /// Waits until a scrape meets `condition` and all jobs have ended, and scrapes once more. See [`Scrape::after`].
     pub fn scrape_after(&self, what: &str, condition: impl Fn(&Scrape) -> bool) -> Scrape {
         Scrape::after(self.metrics, what, condition)
     }

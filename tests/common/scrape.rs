@@ -23,12 +23,13 @@ impl Scrape {
         scrape
     }
 
-    /// Waits until a scrape meets `condition`, and returns the next scrape.
+    /// Waits until a scrape meets `condition` and then until no job of the echo pool waits or runs, and scrapes once more.
     ///
     /// A scrape reads its counters one after another. So the scrape that meets the condition may show other counters as
-    /// they were a moment before. The next scrape shows everything that happened before the condition was met.
+    /// they were a moment before, and the job that met it may not have ended.
     pub fn after(address: SocketAddr, what: &str, condition: impl Fn(&Scrape) -> bool) -> Self {
         eventually(what, || condition(&Scrape::of(address)).then_some(()));
+        eventually("no job waits or runs", || Scrape::of(address).is_quiet().then_some(()));
         Scrape::of(address)
     }
 
@@ -58,8 +59,8 @@ impl Scrape {
         found.map(|(_, value)| value).sum()
     }
 
-    /// Whether no job of the echo pool waits or runs. The pool counts a job as ended later than the server counts the
-    /// connection that the job closed.
+    /// Whether no job of the echo pool waited or ran, at the moment at which the pool was read. The other counters were
+    /// read later.
     pub fn is_quiet(&self) -> bool {
         self.pool("workers_busy") + self.pool("queue_depth") == 0.0
     }
