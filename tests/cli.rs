@@ -4,9 +4,8 @@ mod common;
 
 use std::net::{SocketAddr, TcpListener};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
-use common::{Millpond, eventually, ping};
+use common::{Millpond, PATIENCE, eventually, ping};
 use socket2::{Domain, Socket, Type};
 
 fn run(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
@@ -171,6 +170,8 @@ fn a_log_that_nobody_reads_stops_nothing() {
     // The fifo is open for reading and never read, so it fills up; -v logs two lines for each connection.
     let script = "exec 3<>\"$FIFO\"; exec \"$0\" -v --listen 127.0.0.1:0 --metrics 127.0.0.1:0 2>&3";
     let fifo = std::env::temp_dir().join(format!("millpond-test-{}.fifo", std::process::id()));
+    // Of a test that failed in an earlier process with this number.
+    let _ = std::fs::remove_file(&fifo);
     assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
     command.args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).env("FIFO", &fifo);
     let mut server = Millpond::spawn(&mut command);
@@ -193,7 +194,7 @@ fn closed_standard_streams_stop_nothing() {
     let mut child =
         Command::new("sh").args(["-c", &script, env!("CARGO_BIN_EXE_millpond")]).spawn().expect("a shell");
     let mut client = eventually("it listens", || std::net::TcpStream::connect(port).ok());
-    client.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+    client.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     ping(&mut client, b"hello");
     drop(client);
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)

@@ -8,7 +8,7 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{Millpond, PATIENCE, connect, eventually, http, ping};
 use millpond::{Echo, Exposition, Server, ServerError};
@@ -262,18 +262,27 @@ fn a_manager_without_a_file_is_told_too() {
 /// Its queue is full when the drain begins, and is read half a second later.
 #[test]
 fn news_waits_for_a_manager_that_is_late() {
-    let ear = Ear::new("late");
-    let server = Millpond::start_with(&[], |command| {
-        command.env("NOTIFY_SOCKET", ear.path()).env("WATCHDOG_USEC", "200");
-    });
-    eventually("it takes no more", || {
-        server.log().contains("the service manager cannot be told").then_some(())
-    });
-    server.signal(Signal::TERM);
-    std::thread::sleep(Duration::from_millis(500));
-    assert!(ear.hear_news().starts_with("READY=1\n"));
-    assert!(ear.hear_news().starts_with("STOPPING=1\n"));
-    assert!(ear.hear_news().starts_with("STATUS="));
+    let is_told = || {
+        let ear = Ear::new("late");
+        let server = Millpond::start_with(&[], |command| {
+            command.env("NOTIFY_SOCKET", ear.path()).env("WATCHDOG_USEC", "200");
+        });
+        eventually("it takes no more", || {
+            server.log().contains("the service manager cannot be told").then_some(())
+        });
+        let start = Instant::now();
+        server.signal(Signal::TERM);
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(ear.hear_news().starts_with("READY=1\n"));
+        if start.elapsed() > Duration::from_millis(900) {
+            // The machine was busy with others. The server waits for a second and no longer.
+            return false;
+        }
+        assert!(ear.hear_news().starts_with("STOPPING=1\n"));
+        assert!(ear.hear_news().starts_with("STATUS="));
+        true
+    };
+    assert!((0..5).any(|_| is_told()), "five times the machine kept the manager from reading");
 }
 
 #[test]
