@@ -1,4 +1,4 @@
-//! The program: reads its flags, runs what they ask for, and says how it ended in its exit code.
+//! The program: reads its flags, runs the command that they name, and exits with a code that says how it ended.
 
 mod cli;
 mod load;

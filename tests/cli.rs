@@ -1,4 +1,4 @@
-//! The command line: help, mistakes, and what is said when it cannot start.
+//! The command line: help, errors in flags, starts that fail, the log, and the standard streams.
 
 mod common;
 
@@ -18,7 +18,7 @@ fn run(args: &[&str], env: &[(&str, &str)]) -> (Option<i32>, String, String) {
     (status.code(), String::from_utf8(stdout).expect("text"), String::from_utf8(stderr).expect("text"))
 }
 
-/// One line on standard error, nothing on standard output.
+/// Asserts the exit code, and one line on standard error with all these parts. Standard output must be empty.
 fn refused(args: &[&str], env: &[(&str, &str)], code: i32, parts: &[&str]) {
     let (found, stdout, stderr) = run(args, env);
     assert_eq!((found, stdout.as_str()), (Some(code), ""), "{args:?} {env:?}: {stderr}");
@@ -41,7 +41,7 @@ fn help_and_version_always_work() {
 }
 
 #[test]
-fn a_mistake_is_named_in_one_line_with_its_remedy() {
+fn an_error_in_a_flag_prints_one_line_with_the_remedy() {
     refused(&["--workers", "0"], &[], 2, &["--workers", "1 to 10000", "'0'"]);
     refused(&["--wokers", "4"], &[], 2, &["--wokers", "--workers"]);
     refused(&["--idle-timeout", "soon"], &[], 2, &["--idle-timeout", "soon", "30s"]);
@@ -53,7 +53,7 @@ fn a_mistake_is_named_in_one_line_with_its_remedy() {
 }
 
 #[test]
-fn what_keeps_it_from_starting_is_named_in_one_line_with_its_remedy() {
+fn a_start_that_fails_prints_one_line_with_the_reason_and_the_remedy() {
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = taken.local_addr().expect("an address").to_string();
     refused(&["--listen", &address], &[], 1, &["--listen", &address, "in use", "another port"]);
@@ -68,7 +68,7 @@ fn what_keeps_it_from_starting_is_named_in_one_line_with_its_remedy() {
 }
 
 #[test]
-fn no_descriptors_to_start_with_is_said_clearly() {
+fn too_few_descriptors_to_start_print_one_line_with_the_remedy() {
     let under = |files: u32| {
         let script = format!("ulimit -n {files}; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0");
         let mut command = Command::new("sh");
@@ -82,13 +82,13 @@ fn no_descriptors_to_start_with_is_said_clearly() {
         assert_eq!(stderr.lines().count(), 1, "{stderr}");
         assert!(stderr.contains("--max-connections") && stderr.contains("ulimit -n"), "{stderr}");
     }
-    // A few more, and it serves a few.
+    // With a few more descriptors, it serves a few connections.
     let mut server = Millpond::spawn(&mut under(100));
     ping(&mut server.connect(), b"hello");
     assert_eq!(server.drain(), Some(0));
 }
 
-/// What it says when it cannot start under this limit of the shell's, in one line and with exit code 1.
+/// Starts it under a limit of the shell that is too low. Returns the one line it prints before it exits with code 1.
 fn refused_under(limit: &str, flags: &str) -> String {
     let script = format!("ulimit {limit}; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0 {flags}");
     let mut command = Command::new("sh");
@@ -100,8 +100,8 @@ fn refused_under(limit: &str, flags: &str) -> String {
 }
 
 #[test]
-fn a_thread_that_the_system_refuses_is_said_clearly() {
-    // A stack larger than all the memory it may have, which is not looked at before.
+fn a_thread_that_the_system_refuses_is_reported_in_one_line() {
+    // One stack is larger than the limit on data, which the program does not check before it starts threads.
     let stderr = refused_under("-d 900000", "--stack-size 1GiB");
     for part in ["--workers", "--stack-size", "ulimit -u"] {
         assert!(stderr.contains(part), "no {part} in {stderr}");
@@ -109,7 +109,7 @@ fn a_thread_that_the_system_refuses_is_said_clearly() {
 }
 
 #[test]
-fn a_limit_on_memory_that_cannot_be_met_is_said_before_anything_starts() {
+fn a_memory_limit_that_is_too_low_is_reported_before_anything_starts() {
     let stderr = refused_under("-v 900000", "--stack-size 10MiB");
     for part in ["--workers", "--stack-size", "ulimit -v"] {
         assert!(stderr.contains(part), "no {part} in {stderr}");
@@ -118,7 +118,7 @@ fn a_limit_on_memory_that_cannot_be_met_is_said_before_anything_starts() {
 }
 
 #[test]
-fn the_environment_sets_what_a_flag_does_not() {
+fn a_variable_sets_a_flag_that_is_not_given() {
     let server = Millpond::start_with(&["--workers", "5"], |command| {
         command.env("MILLPOND_WORKERS", "9").env("MILLPOND_MAX_CONNECTIONS", "11");
     });
@@ -127,7 +127,7 @@ fn the_environment_sets_what_a_flag_does_not() {
 }
 
 #[test]
-fn serve_is_what_runs_when_no_command_is_named() {
+fn serve_is_the_default_command() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
     command.args(["serve", "--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--workers", "2"]);
     let mut server = Millpond::spawn(&mut command);
@@ -167,7 +167,7 @@ fn the_log_can_be_json_or_quiet() {
 #[test]
 fn a_log_that_nobody_reads_stops_nothing() {
     let mut command = Command::new("sh");
-    // The fifo is open for reading and never read, so it fills up; -v logs two lines for each connection.
+    // The fifo is open for reading and never read, so it fills up. With -v each connection logs two lines.
     let script = "exec 3<>\"$FIFO\"; exec \"$0\" -v --listen 127.0.0.1:0 --metrics 127.0.0.1:0 2>&3";
     let fifo = std::env::temp_dir().join(format!("millpond-test-{}.fifo", std::process::id()));
     // Of a test that failed in an earlier process with this number.
@@ -185,7 +185,8 @@ fn a_log_that_nobody_reads_stops_nothing() {
 
 #[test]
 fn closed_standard_streams_stop_nothing() {
-    // Bound, and not listening: the port is nobody else's, and refuses connections until the program listens.
+    // This socket is bound and does not listen. So no other process gets the port, and it refuses connections until the
+    // program listens on it.
     let reserved = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
     reserved.set_reuse_address(true).expect("a socket option");
     reserved.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");

@@ -1,4 +1,4 @@
-//! What happens between a signal and the exit: nothing is lost, and the exit code says what happened.
+//! The drain, from the signal to the exit: no byte is lost, and the exit code says how it ended.
 
 mod common;
 
@@ -146,7 +146,7 @@ fn clients_that_never_fall_silent_are_cut_at_the_deadline() {
         assert_eq!(server.wait().code(), Some(3));
     });
     let report = report(&server);
-    // On a busy machine one may have been kept from its turn for so long that it was silent.
+    // On a busy machine, a client may have waited for the processor so long that it was silent.
     assert_eq!((report.in_drain, report.cut + report.closed_idle), (3, 3));
     assert!(report.cut > 0);
     assert_eq!(report.bytes_in, report.bytes_out);
@@ -164,15 +164,46 @@ fn a_worker_stuck_in_its_service_does_not_hold_up_the_exit() {
     assert_eq!(report(&server).cut, 5);
 }
 
+/// Signals this soon after the first belong to it. The server says so in its log.
+const ONE_STOP: Duration = Duration::from_secs(1);
+
+/// One stop often comes as two signals: of `timeout`, of a terminal that closes, of process runners, of systemd.
 #[test]
-fn a_second_signal_abandons_at_once() {
+fn two_signals_at_once_are_one_stop() {
+    for (first, second) in
+        [(Signal::INT, Signal::TERM), (Signal::TERM, Signal::HUP), (Signal::HUP, Signal::INT)]
+    {
+        let mut server = Millpond::start(&["-v", "--work", "400ms"]);
+        let mut client = server.connect();
+        client.write_all(b"hello").expect("it can be sent");
+        eventually("a worker has it", || (server.scrape().pool("workers_busy") == 1.0).then_some(()));
+        server.signal(first);
+        server.signal(second);
+        let mut answer = [0; 5];
+        client.read_exact(&mut answer).expect("the answer comes");
+        drop(client);
+        let code = server.wait().code();
+        assert_eq!((&answer, code, report(&server).cut), (b"hello", Some(0), 0), "{first:?}, {second:?}");
+        let log = server.log();
+        let of = |level, text| log.lines().filter(|line| line.contains(level) && line.contains(text)).count();
+        assert_eq!((of(" INFO ", "signal: draining"), of("DEBUG ", "the same stop")), (1, 1), "{log}");
+    }
+}
+
+#[test]
+fn a_signal_a_second_after_the_first_abandons_at_once() {
     at_once(|| {
         let mut server = Millpond::start(&["--work", "1h", "--drain-timeout", "1h"]);
         server.connect().write_all(b"stuck").expect("sent");
         eventually("stuck", || (server.scrape().pool("workers_busy") == 1.0).then_some(()));
         server.signal(Signal::INT);
-        eventually("draining", || server.log().contains("a second one abandons").then_some(()));
-        assert!(!server.has_exited());
+        server.signal(Signal::TERM);
+        eventually("draining", || {
+            server.log().contains("another signal abandons at once if it comes 1s or more after").then_some(())
+        });
+        // The server logs after it has taken the time of the signal, so its second is over no later than this one.
+        thread::sleep(ONE_STOP);
+        assert!(!server.has_exited(), "the two signals are one stop");
         let start = Instant::now();
         server.signal(Signal::INT);
         assert_eq!(server.wait().code(), Some(130));
@@ -191,7 +222,7 @@ fn at_once(step: impl Fn() -> Duration) {
 }
 
 #[test]
-fn clients_in_the_backlog_at_the_signal_are_served() {
+fn clients_in_the_listen_queue_at_the_signal_are_served() {
     let mut server = Millpond::start(&["--max-connections", "2"]);
     let mut inside: Vec<TcpStream> = (0..2).map(|_| server.connect()).collect();
     inside.iter_mut().for_each(|client| ping(client, b"hello"));
@@ -212,7 +243,7 @@ fn clients_in_the_backlog_at_the_signal_are_served() {
 }
 
 #[test]
-fn a_client_that_comes_after_the_door_has_closed_is_refused_and_not_left_to_wait() {
+fn a_client_that_comes_after_the_listener_has_closed_is_refused_and_does_not_wait() {
     let mut server = Millpond::start(&["--workers", "1", "--work", "4s"]);
     let mut served = server.connect();
     served.write_all(b"hello").expect("it is sent");
@@ -231,7 +262,7 @@ fn a_client_that_comes_after_the_door_has_closed_is_refused_and_not_left_to_wait
 }
 
 #[test]
-fn newcomers_still_in_the_backlog_at_the_deadline_are_counted() {
+fn connections_in_the_listen_queue_at_the_deadline_are_counted() {
     let mut server = Millpond::start(&["--max-connections", "1", "--work", "1h", "--drain-timeout", "500ms"]);
     let mut inside = server.connect();
     inside.write_all(b"stuck").expect("sent");
@@ -287,7 +318,7 @@ fn a_drain_with_nobody_there_is_over_at_once() {
 
 #[test]
 fn an_ignored_sigint_is_caught_all_the_same() {
-    // What a shell without job control does to a program started with `&`.
+    // A shell without job control does this to a program that it starts with `&`.
     let mut command = Command::new("sh");
     let program = env!("CARGO_BIN_EXE_millpond");
     command.args(["-c", "trap '' INT HUP; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0", program]);
@@ -295,7 +326,7 @@ fn an_ignored_sigint_is_caught_all_the_same() {
     assert_eq!(server.drain(), Some(0));
 }
 
-/// A client that has its answers in the kernel's buffers and reads none of them, and what they are.
+/// Connects a client whose answers are in the kernel's buffers, and which reads none of them. Returns it with the answers.
 fn unread(server: &Millpond) -> (TcpStream, Vec<u8>) {
     let mut client = server.connect();
     SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a socket option");
@@ -307,7 +338,7 @@ fn unread(server: &Millpond) -> (TcpStream, Vec<u8>) {
     (client, message)
 }
 
-/// Has the client speak once more, `late` after the signal, and expects all of its answers.
+/// Lets the client send once more, `late` after the signal, and asserts that it gets all of its answers.
 fn speaks_late(mut server: Millpond, (mut client, mut message): (TcpStream, Vec<u8>), late: Duration) {
     server.signal(Signal::INT);
     eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
@@ -322,25 +353,25 @@ fn speaks_late(mut server: Millpond, (mut client, mut message): (TcpStream, Vec<
 }
 
 #[test]
-fn what_the_kernel_still_holds_for_a_client_is_not_lost_when_it_speaks_again() {
+fn unread_answers_are_not_lost_when_the_client_sends_again() {
     let server = Millpond::start(&[]);
     let client = unread(&server);
-    // Longer than an idle client is given, and then lingered on.
+    // That is longer than the server waits for an idle client and then lingers.
     speaks_late(server, client, Duration::from_millis(1500));
 }
 
-/// So many are sent away before it that the idle timeout comes sooner than its turn.
+/// The server closes so many idle clients before this one that the idle timeout comes first.
 #[test]
-fn what_the_kernel_still_holds_for_a_client_is_not_lost_by_the_idle_timeout_of_a_drain() {
+fn unread_answers_are_not_lost_by_the_idle_timeout_of_a_drain() {
     let server = Millpond::start(&["--idle-timeout", "2s"]);
     let _others: Vec<TcpStream> = (0..900).map(|_| server.connect()).collect();
     let client = unread(&server);
-    // Longer than the idle timeout, and then lingered on.
+    // That is longer than the idle timeout and the time the server lingers.
     speaks_late(server, client, Duration::from_millis(3500));
 }
 
 #[test]
-fn what_the_kernel_still_holds_for_a_client_at_the_deadline_is_cut_and_counted() {
+fn unread_answers_at_the_deadline_are_cut_and_counted() {
     let mut server = Millpond::start(&["--drain-timeout", "1s"]);
     let client = unread(&server);
     assert_eq!((server.drain(), report(&server).cut), (Some(3), 1), "{}", server.log());
@@ -364,7 +395,7 @@ fn a_drain_that_waits_for_a_client_uses_next_to_no_processor_time() {
 fn a_slow_reader_gets_all_of_its_answer_in_the_drain() {
     let mut server = Millpond::start(&[]);
     let mut client = server.connect();
-    // More than the kernel's buffers hold, so that some of it waits in the server.
+    // The kernel's buffers hold less than this, so some of it waits in the server.
     let message: Vec<u8> = (0..16 * MIB).map(|at| (at % 253) as u8).collect();
     let mut writer = client.try_clone().expect("a clone");
     let sent = message.clone();
@@ -378,7 +409,7 @@ fn a_slow_reader_gets_all_of_its_answer_in_the_drain() {
     eventually("draining", || (server.get("/readyz").code == 503).then_some(()));
     let mut answer = vec![0; message.len()];
     for piece in answer.chunks_mut(MIB) {
-        // Silent for longer than an idle client may be, while output waits for it.
+        // The client is silent for longer than an idle client may be, while output waits for it.
         thread::sleep(Duration::from_millis(100));
         client.read_exact(piece).expect("it comes back");
     }
@@ -431,8 +462,8 @@ fn output_that_a_client_never_takes_makes_the_drain_unclean() {
 }
 
 #[test]
-fn a_client_that_has_had_everything_is_not_counted_as_cut() {
-    // It is told the end and does not answer it: the deadline comes while the server lingers.
+fn a_client_that_got_everything_is_not_counted_as_cut() {
+    // The server half-closes the connection and the client does not, so the deadline comes while the server lingers.
     let mut server = Millpond::start(&["--drain-timeout", "600ms"]);
     let mut client = server.connect();
     ping(&mut client, b"hello");
@@ -491,9 +522,9 @@ fn nobody_gets_in_after_the_signal_while_the_backlog_waits_for_room() {
     );
 }
 
-/// There is no room, and nobody in the backlog either. Nothing wakes the server meanwhile.
+/// The server is full, and its listen queue is empty. No event wakes the server meanwhile.
 #[test]
-fn nobody_gets_in_a_moment_after_the_signal_and_then_waits_for_room() {
+fn no_client_gets_in_a_moment_after_the_signal_and_then_waits_for_room() {
     let mut server = Millpond::start(&["--max-connections", "1", "--workers", "1", "--work", "2s"]);
     let mut inside = server.connect();
     inside.write_all(b"hello").expect("it is sent");
@@ -506,9 +537,9 @@ fn nobody_gets_in_a_moment_after_the_signal_and_then_waits_for_room() {
     assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
 }
 
-/// Whatever is done with newcomers for whom there is no room, otherwise.
+/// This holds for every policy for new connections beyond the limit.
 #[test]
-fn who_comes_in_the_moment_of_the_signal_is_served_when_there_is_room() {
+fn a_client_that_comes_at_the_signal_is_served_when_there_is_room() {
     for overload in ["wait", "reject"] {
         let newcomer_is_served = || {
             let mut server = Millpond::start(&["--max-connections", "1", "--overload", overload]);
@@ -516,7 +547,7 @@ fn who_comes_in_the_moment_of_the_signal_is_served_when_there_is_room() {
             ping(&mut inside, b"hello");
             server.signal(Signal::INT);
             eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
-            // That moment is a quarter of a second. A machine that was busy with others has missed it.
+            // The server lets clients in for a quarter of a second. A busy machine may miss that.
             let mut newcomer = TcpStream::connect_timeout(&server.echo, Duration::from_millis(100)).ok()?;
             newcomer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
             newcomer.write_all(b"in time").ok()?;
@@ -531,7 +562,7 @@ fn who_comes_in_the_moment_of_the_signal_is_served_when_there_is_room() {
     }
 }
 
-/// They are sent away one after the other, a millisecond apart, and faster where that would take too long.
+/// The server closes idle clients one millisecond apart, and faster if that would take too long.
 #[test]
 fn three_thousand_idle_clients_are_gone_before_a_deadline_of_two_seconds() {
     let mut server = Millpond::start(&["--drain-timeout", "2s"]);

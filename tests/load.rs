@@ -9,7 +9,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::peers::{Peer, Run, echo, load};
 use common::{Millpond, eventually};
@@ -123,7 +123,7 @@ fn the_warm_up_is_sent_and_not_counted() {
     assert!(peer.seen.bytes.load(Ordering::Relaxed) > 100 * 512);
 }
 
-// Bytes that are wrong.
+// Wrong bytes.
 
 /// The service flips a bit of one byte in a million, and remembers where.
 #[test]
@@ -227,7 +227,7 @@ fn bytes_after_the_last_answer_are_seen() {
 
 #[test]
 fn another_connections_bytes_are_seen() {
-    // Two connections get each other's answers.
+    // The service sends each of two connections the other's answers.
     let streams: Mutex<Vec<TcpStream>> = Mutex::default();
     let peer = Peer::start(move |stream, _, _| {
         let mut pair = {
@@ -359,7 +359,7 @@ fn the_starved_connections_of_a_thread_pool_are_counted() {
     assert_eq!(ran.number("connections_asked"), 8);
 }
 
-/// A service that stalls once, for half a second, after its hundredth message.
+/// Starts a service that stalls once, for half a second, after its hundredth message.
 fn stalling() -> Peer {
     let stalled = AtomicBool::new(false);
     Peer::answering(move |_, offset, _| {
@@ -456,17 +456,32 @@ fn a_signal_ends_it_early_with_its_report() {
 }
 
 #[test]
-fn a_second_signal_ends_it_at_once() {
+fn two_signals_at_once_end_it_early_with_its_report() {
+    for (first, second) in [(Signal::INT, Signal::TERM), (Signal::TERM, Signal::HUP)] {
+        let peer = Peer::right();
+        let run = Run::start(peer.address, "-c 3 --duration 1h");
+        eventually("traffic", || (peer.seen.bytes.load(Ordering::Relaxed) > 51_200).then_some(()));
+        run.signal(first);
+        run.signal(second);
+        let ran = run.wait();
+        assert_eq!((ran.code, &ran.json["ended_by_signal"]), (Some(0), &true.into()), "{}", ran.json);
+    }
+}
+
+#[test]
+fn a_signal_a_second_after_the_first_ends_it_at_once() {
     let released = Arc::new((Mutex::new(false), Condvar::new()));
     let held = Arc::clone(&released);
     let peer = Peer::start(move |stream, _, _| {
-        // Reads nothing, and keeps it open until the test is over.
+        // The service reads nothing, and keeps the connection open until the test is over.
         let over = held.1.wait_while(held.0.lock().expect("a lock"), |over| !*over);
         drop((over, stream));
     });
     let mut run = Run::start(peer.address, "-c 3 --duration 1h --timeout 1h");
     eventually("clients", || (peer.seen.connections.load(Ordering::Relaxed) == 3).then_some(()));
-    // It waits a second for last answers; until then one more signal and another end it.
+    // Without another signal, the run ends two seconds after the first: it waits a second for the last answers, and a
+    // second for the ends of the connections.
+    let start = Instant::now();
     eventually("it ends", || {
         if run.has_exited() {
             return Some(());
@@ -474,6 +489,7 @@ fn a_second_signal_ends_it_at_once() {
         run.signal(Signal::INT);
         None
     });
+    assert!(start.elapsed() >= Duration::from_secs(1), "ended by signals of one stop: {:?}", start.elapsed());
     let ran = run.wait();
     assert_eq!((ran.code, ran.json), (Some(130), serde_json::Value::Null), "without a report");
     *released.0.lock().expect("a lock") = true;
@@ -510,7 +526,7 @@ fn the_table_is_for_a_person() {
 }
 
 #[test]
-fn a_mistake_is_named_in_one_line_with_its_remedy() {
+fn an_error_in_a_flag_prints_one_line_with_the_remedy() {
     for (args, parts) in [
         (&["load"] as &[&str], ["ADDR", "millpond load --help"]),
         (&["load", "localhost:7"], ["ADDR", "127.0.0.1:15000"]),

@@ -41,14 +41,15 @@ const AFTER_HELP: &str = "\
 Durations are numbers with units: 250ms, 30s, 5m, 1h30m. Each flag can be set in the environment too, as MILLPOND_ and \
 the flag's name in capitals with _ for -: MILLPOND_IDLE_TIMEOUT=1m. A flag given wins.
 
-SIGINT (Ctrl-C), SIGTERM or SIGHUP begins the drain; a second one abandons at once.
+SIGINT (Ctrl-C), SIGTERM or SIGHUP begins the drain. Signals within 1 s of the first belong to it, since many programs \
+send one stop as two. A later one abandons at once.
 
 `millpond load ADDR` is another command: it sends messages to an echo service and checks every byte that comes back. \
 See millpond load --help. `millpond health ADDR` asks a millpond whether it is well, for health checks that run a program. \
 See millpond health --help.
 
 Exit codes: 0 drained clean; 1 could not start, or failed; 2 usage; 3 something was cut in the drain; \
-130 second signal.";
+130 abandoned by a signal 1 s or more after the first.";
 
 /// The flags of the server.
 #[derive(Clone, Debug, Parser)]
@@ -313,6 +314,8 @@ mod tests {
         assert_eq!(seconds, [300, 30, 0, 30, 0]);
         assert_eq!(config.keepalive, millpond::DEFAULT_KEEPALIVE);
         assert_eq!((config.log, config.verbose, config.quiet), (LogFormat::Text, false, false));
+        let window = format!("within {:?} of the first", super::super::signals::ONE_STOP);
+        assert!(AFTER_HELP.replace("1 s", "1s").contains(&window), "{window}");
     }
 
     #[test]

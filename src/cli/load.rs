@@ -20,6 +20,7 @@ use clap::builder::Styles;
 use millpond::{RESERVED_DESCRIPTORS, raise_descriptor_limit};
 
 use super::config::{address, duration, positive, said, whole};
+use super::signals::{self, Notice};
 use super::{ABANDONED, FAILED, fail, summary};
 use crate::load::{self, Plan, Progress, Until};
 
@@ -49,10 +50,12 @@ run, so its latency is at least that long. This is a load generator: aim it at y
 const AFTER_HELP: &str = "\
 Durations are numbers with units: 250ms, 30s, 5m. Sizes are bytes, or with units: 64KiB.
 
-SIGINT (Ctrl-C), SIGTERM or SIGHUP ends the run early, with its report; a second one ends it at once.
+SIGINT (Ctrl-C), SIGTERM or SIGHUP ends the run early, with its report. Signals within 1 s of the first belong to it, and \
+a later one ends the run at once.
 
 Exit codes: 0 every message that was due was answered, every byte was right, and nothing failed; 1 something failed, a \
-message was overdue, no message was answered, or it could not start; 2 usage; 130 second signal.";
+message was overdue, no message was answered, or it could not start; 2 usage; 130 a signal 1 s or \
+more after the first ended it at once.";
 
 /// The flags of `millpond load`.
 #[derive(Clone, Debug, Parser)]
@@ -189,10 +192,11 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
     }
     let stop = Arc::new(AtomicBool::new(false));
     let asked = Arc::clone(&stop);
-    let caught = ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            std::process::exit(ABANDONED.into());
-        }
+    let caught = signals::catch(move |notice| match notice {
+        Notice::Stop => asked.store(true, Ordering::Relaxed),
+        // There is no log that could mention it.
+        Notice::Repeat { .. } => {}
+        Notice::Abandon => std::process::exit(ABANDONED.into()),
     });
     if let Err(error) = caught {
         return fail(FAILED, format_args!("signals cannot be caught: {error}"));

@@ -1,8 +1,8 @@
 //! The log, on standard error.
 //!
-//! A thread of its own writes it, from a queue of bounded length: when whoever reads standard error stops
-//! reading, lines are dropped and the server goes on. A closed standard error is ignored. Panics go the same
-//! way, as one line each.
+//! A separate thread writes the lines, from a queue of bounded length. If the reader of standard error stops reading,
+//! the log drops lines and the server goes on. It also drops a line that cannot be written: standard error may be closed
+//! or on a full disk. Panics are logged too, as one line each.
 
 use std::io;
 
@@ -13,13 +13,13 @@ use millpond::panic_message;
 
 use super::config::{Config, LogFormat};
 
-/// Lines that may wait to be written: enough for a burst, and at most a few hundred kilobytes.
+/// The most lines in the queue: enough for a burst, and at most a few hundred kilobytes.
 const QUEUE: usize = 4096;
 
-/// Starts the log. What waits is written when the guard is dropped, within about a second. `None` when the system
-/// refuses the thread that is to write it.
+/// Starts the log. Dropping the guard writes the lines that are still in the queue, and takes about a second at most.
+/// Returns `None` if the system refuses the thread.
 pub(crate) fn start(config: &Config) -> Option<WorkerGuard> {
-    // The crate panics when it cannot have its thread. Nothing else runs yet, so nobody else's panic is kept quiet.
+    // The crate panics if it cannot start its thread. No other thread runs yet, so this hides no other panic.
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let started = std::panic::catch_unwind(|| {
@@ -48,9 +48,8 @@ pub(crate) fn start(config: &Config) -> Option<WorkerGuard> {
     std::panic::set_hook(Box::new(|panic| {
         let thread = std::thread::current();
         let location = panic.location().map(ToString::to_string).unwrap_or_default();
-        // A service's panic is reported by the server, with its connection and within bounds; its place is
-        // for who looks closer.
-        // Not named `message`: that is the event's own.
+        // The server reports a service's panic, with its connection and at a limited rate. So this line, which has the
+        // location, is for debugging only. The field is not named `message`, which is the event's own name.
         let panic = panic_message(panic.payload());
         if thread.name().is_some_and(|name| name.starts_with("mill-echo-")) {
             tracing::debug!(thread = thread.name(), location, panic, "a worker panicked");

@@ -9,6 +9,7 @@ mod memory;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod properties;
 pub(crate) mod serve;
+pub(crate) mod signals;
 pub(crate) mod summary;
 
 use std::fmt::Display;
@@ -22,14 +23,14 @@ pub(crate) const CUT: u8 = 3;
 /// As a shell reports a program that SIGINT ended.
 pub(crate) const ABANDONED: u8 = 130;
 
-/// Says in one line on standard error why the program ends, and makes the exit code. Standard error may be
-/// closed; then the code has to do.
+/// Writes on standard error, in one line, why the program ends, and returns the exit code. If standard error is closed
+/// or full, the exit code is all that is left.
 pub(crate) fn fail(code: u8, why: impl Display) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "millpond: {why}");
     ExitCode::from(code)
 }
 
-/// An error with everything behind it, in one line.
+/// An error and its sources, in one line.
 pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
@@ -40,7 +41,7 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
-/// A flag takes what is good, and refuses what is bad in one line that names it.
+/// Asserts that a flag accepts the good values, and rejects the bad ones in one line that names the flag.
 #[cfg(test)]
 fn assert_takes<T>(
     flag: &str,

@@ -1,31 +1,31 @@
-//! `millpond serve`: starts everything in order, waits for a signal, and takes everything down in order.
+//! `millpond serve`: starts the server, waits for a signal, drains, and exits with a code that says how it ended.
 //!
-//! Order at the start: raise the descriptor limit, look at the one on memory, take over or bind both listeners, and
-//! only then start threads, so that whatever is wrong is said before anything runs. Order at the end: the echo
-//! server drains, the metrics answer until it has, and the report is the last line of the log. A service manager is
-//! told of each.
+//! The start raises the descriptor limit, checks the memory limit, and takes over or binds both listeners. Threads start
+//! only after that, so every error up to there is reported before anything runs. At the end the echo server drains,
+//! the metrics answer until the drain is over, and the report is the last line of the log. The service manager, if there
+//! is one, gets a message at each step.
 //!
-//! The signal handler only puts a token into a channel. This thread takes it: the first begins the drain, the
-//! second ends the program at once. The crate that catches signals cannot tell SIGINT, SIGTERM and SIGHUP
-//! apart, and it replaces an inherited "ignore": a server started with `&` from a script still drains on
-//! SIGINT, which such a shell would have it ignore; one started with `nohup` drains on SIGHUP all the same.
-//! Use `setsid` or a service manager to outlive a terminal.
+//! The first signal begins the drain. Signals within [`ONE_STOP`] of it belong to the same stop, and a later one ends the
+//! program at once: [`signals`] says why. The crate that catches signals replaces an inherited "ignore". So a server
+//! that a script starts with `&` still drains on SIGINT, and a server under `nohup` drains on SIGHUP. Use `setsid` or a
+//! service manager to outlive a terminal.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use crossbeam_channel::{bounded, select};
+use crossbeam_channel::{Receiver, select};
 use millpond::{Echo, Exposition, Laboured, PoolError, Report, Server, ServerError, raise_descriptor_limit};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, Opts, Registry};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use super::config::Config;
 use super::manager::{Listeners, Manager, REMEDY as PASS_ON};
+use super::signals::{self, Notice, ONE_STOP};
 use super::{ABANDONED, CUT, FAILED, chain, fail, logging, memory};
 
-/// Descriptors let go when they run out, for scrapes and what a scrape reads: the metrics endpoint's
-/// connections, and as many again.
+/// Descriptors that the server frees when none are left: one for each connection of the metrics endpoint, and as many
+/// again for the files that a scrape reads.
 const SPARE_DESCRIPTORS: usize = 32;
 
 /// Runs the server until it has drained.
@@ -82,21 +82,16 @@ pub(crate) fn run(config: &Config) -> ExitCode {
     let (max_connections, backlog) = (server.max_connections(), server.backlog());
 
     let Some(log) = logging::start(config) else {
-        return fail(FAILED, refused_thread("the log", "no thread is to be had"));
+        return fail(FAILED, refused_thread("the log", "no thread is available"));
     };
-    // Two tokens are all that matter; a handler must not block.
-    let (signals, signalled) = bounded::<()>(2);
-    let caught = ctrlc::set_handler(move || {
-        let _ = signals.try_send(());
-    });
-    match caught {
-        Ok(()) => {}
-        // The one thing the system can refuse here; the crate does not pass on what it said.
+    let notices = match signals::notices() {
+        Ok(notices) => notices,
+        // The thread is the only thing that the system can refuse here. The crate does not pass on the system's error.
         Err(ctrlc::Error::System(_)) => {
-            return fail(FAILED, refused_thread("signals", "no thread is to be had"));
+            return fail(FAILED, refused_thread("signals", "no thread is available"));
         }
         Err(error) => return fail(FAILED, format_args!("signals cannot be caught: {error}")),
-    }
+    };
 
     let running = match server.start() {
         Ok(running) => running,
@@ -118,7 +113,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
     announce(echo, metrics);
     for (flag, address, passed_on) in [("--listen", echo, passed_on.0), ("--metrics", metrics, passed_on.1)] {
         if passed_on {
-            info!(%address, "listening where the service manager does, and not where {flag} says");
+            info!(%address, "listening on the service manager's socket, not on the address of {flag}");
         }
     }
     if let Some(kept) = backlog.filter(|_| !passed_on.0) {
@@ -128,15 +123,15 @@ pub(crate) fn run(config: &Config) -> ExitCode {
     let mut manager = Manager::from_env();
     manager.ready(&format!("serving on {echo}, metrics on http://{metrics}/metrics"));
 
-    let outcome = wait(config, &signalled, &running, &mut manager);
+    let outcome = wait(config, &notices, &running, &mut manager);
     let code = match outcome {
         Outcome::Abandoned => {
-            warn!("second signal: abandoned at once, connections and all");
+            warn!("another signal: abandoned at once, with all connections");
             ExitCode::from(ABANDONED)
         }
         Outcome::Broken => {
             exposition.stop();
-            tracing::error!("the reactor failed; nothing is served any more");
+            tracing::error!("the reactor failed, and nothing is served any more");
             ExitCode::from(FAILED)
         }
         Outcome::Drained(report) => {
@@ -162,30 +157,32 @@ enum Outcome {
     Broken,
 }
 
-/// Waits for the end: of a drain that the first signal begins, or at once with the second.
+/// Waits for the end: of the drain, which the first signal begins, or of everything, which a later signal abandons.
 fn wait(
     config: &Config,
-    signalled: &crossbeam_channel::Receiver<()>,
+    notices: &Receiver<Notice>,
     running: &millpond::Running,
     manager: &mut Manager,
 ) -> Outcome {
     let feeding = manager.feeding();
-    let mut asked = false;
     loop {
         select! {
-            recv(signalled) -> _ => {
-                if asked {
-                    return Outcome::Abandoned;
+            recv(notices) -> notice => match notice {
+                Ok(Notice::Stop) => {
+                    info!(
+                        lame_duck = ?config.lame_duck,
+                        timeout = ?config.drain_timeout,
+                        "signal: draining; another signal abandons at once if it comes {ONE_STOP:?} or more after this one"
+                    );
+                    running.handle().drain();
+                    manager.stopping(config.lame_duck + config.drain_timeout);
                 }
-                asked = true;
-                info!(
-                    lame_duck = ?config.lame_duck,
-                    timeout = ?config.drain_timeout,
-                    "signal: draining; a second one abandons at once"
-                );
-                running.handle().drain();
-                manager.stopping(config.lame_duck + config.drain_timeout);
-            }
+                Ok(Notice::Repeat { after }) => {
+                    debug!(?after, "another signal: it belongs to the same stop, and the drain goes on");
+                }
+                // If the signal crate's thread is gone, no signal can stop the server any more.
+                Ok(Notice::Abandon) | Err(_) => return Outcome::Abandoned,
+            },
             recv(feeding) -> _ => manager.feed(&running.handle()),
             recv(running.finished()) -> report => {
                 return report.map_or(Outcome::Broken, Outcome::Drained);
@@ -194,7 +191,7 @@ fn wait(
     }
 }
 
-/// Puts everything into the registry that is exported.
+/// Registers every exported metric.
 fn register(registry: &Registry, running: &millpond::Running) {
     const FRESH: &str = "the registry is new, and each is registered once";
     running.register(registry).expect(FRESH);
@@ -209,7 +206,7 @@ fn register(registry: &Registry, running: &millpond::Running) {
     registry.register(Box::new(ProcessCollector::for_self())).expect(FRESH);
 }
 
-/// One line for each listener, for scripts. A closed standard output is no reason to stop.
+/// Prints one line for each listener, for scripts. A closed standard output does not stop the server.
 fn announce(echo: std::net::SocketAddr, metrics: std::net::SocketAddr) {
     let mut stdout = io::stdout().lock();
     let _ = writeln!(stdout, "millpond: echo on {echo}\nmillpond: metrics on http://{metrics}/metrics");
@@ -227,14 +224,14 @@ fn warn_if_cut(asked: usize, kept: u32) {
     }
 }
 
-/// An error at the start, with the flag to change and how.
+/// The text of an error at the start, which names the flag to change and the remedy.
 fn explain(error: &ServerError, flag: &str) -> String {
     let line = chain(error);
     match error {
         ServerError::Bind { address, source } => {
             let remedy = match source.kind() {
                 io::ErrorKind::AddrInUse => {
-                    "stop what listens there, or give another port (0 picks a free one)"
+                    "stop the program that listens there, or give another port (0 picks a free one)"
                 }
                 io::ErrorKind::AddrNotAvailable => "give an address of this machine",
                 io::ErrorKind::PermissionDenied => "ports below 1024 need privileges; give a higher one",
@@ -249,7 +246,7 @@ fn explain(error: &ServerError, flag: &str) -> String {
         ServerError::ConnectionLimit { allowed, .. } => {
             format!("--max-connections: {line}; give at most {allowed}, or raise the limit (ulimit -n)")
         }
-        // Of the side HTTP endpoint, whose threads are few and no flag's: the workers leave it none.
+        // The side HTTP endpoint needs few threads, and no flag sets their number. The workers take all there are.
         ServerError::Pool(PoolError::Spawn { source, .. }) | ServerError::Thread(source)
             if flag == "--metrics" =>
         {
@@ -264,10 +261,10 @@ fn explain(error: &ServerError, flag: &str) -> String {
     }
 }
 
-/// What keeps threads from being started.
+/// The limits that keep threads from starting.
 const THREAD_LIMITS: &str = "the limits on threads and memory (ulimit -u, ulimit -v)";
 
-/// A thread that the system refused, whose, and how to make room for it: the workers are nearly all there are.
+/// The text for a thread that the system refused, with the remedy: fewer workers, as they are nearly all threads.
 fn refused_thread(whose: &str, why: impl std::fmt::Display) -> String {
     format!(
         "--workers: the system refused the thread of {whose}: {why}; give fewer, a smaller --stack-size, or raise \

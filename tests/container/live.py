@@ -1,5 +1,5 @@
-"""The image that was built, run as an engine runs it: its files as a read-only root with nothing else, its user, its
-environment, a process namespace in which it is number 1, no privileges, and no network but loopback.
+"""Runs the image as an engine does: with its files as a read-only root and no others, and with its user and environment. It is
+process 1 of its namespace, has no privileges, and no network but loopback.
 
 Takes the configuration of the image and the folder of its files. To be started as the first process of a process and a
 network namespace of its own, as root: what it leaves behind ends with it. (A process that changes its user no longer ends
@@ -24,7 +24,7 @@ ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..")
 sys.path.insert(0, os.path.join(ROOT, "tests", "common"))
 from programs import PATIENCE, Failed, Report, Stage, until
 
-# Makes the root as an engine does, and becomes who may do nothing. `exec` to the end: what is run keeps the number 1.
+# Makes the root as an engine does, drops all rights, and runs the program by `exec`, so that it keeps process id 1.
 AS_AN_ENGINE = """
 root=$1 user=$2 proc=$3
 shift 3
@@ -35,7 +35,7 @@ exec setpriv --no-new-privs chroot --userspec="$user" "$root" "$@"
 """
 NAMESPACES = ["--mount", "--pid", "--ipc", "--uts", "--fork", "--propagation", "private"]
 
-# Whatever proxy the environment names, it is not the way to this machine.
+# No proxy of the environment leads to this machine.
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -46,7 +46,7 @@ def loopback_up():
 
 
 def get(path):
-    """What the side HTTP port says."""
+    """The answer of the side HTTP port."""
     with HTTP.open(f"http://127.0.0.1:9464{path}", timeout=PATIENCE) as answer:
         return answer.read().decode()
 
@@ -112,13 +112,13 @@ class Container:
         os.kill(self.pid, getattr(signal, self.config["StopSignal"]))
 
     async def ends(self):
-        """Its exit code, and the last line of its log."""
+        """Waits for its end, and returns the exit code and the last line of its log."""
         code = await self.program.exit_code()
         return code, self.program.log().splitlines()[-1]
 
 
 async def confined(claim, stage, image):
-    """What a container should be, it is; and with nothing around it, it works."""
+    """The container is confined as it should be, and works with nothing around it."""
     container = Container(stage, "confined", image, WORK="2s")
     await container.starts()
     numbers = container.status("NSpid").split()
@@ -140,14 +140,14 @@ async def confined(claim, stage, image):
         answer = container.health(*more)
         claim(f"its health check says yes {more}", answer == (0, ""), answer)
 
-    # Signalled while a worker holds a message.
+    # The signal comes while a worker holds a message.
     with client() as held:
         held.sendall(b"before the signal")
         await becomes('millpond_pool_workers_busy{pool="echo"}', 1)
         container.stop()
         await becomes('millpond_phase{phase="draining"}', 1)
         answer = container.health()
-        claim("who drains is alive", answer == (0, ""), answer)
+        claim("a server that drains is alive", answer == (0, ""), answer)
         code, said = container.health("--ready")
         claim("and not ready", code == 1 and "503: draining" in said, said)
         answer = held.recv(100)
@@ -155,11 +155,11 @@ async def confined(claim, stage, image):
         claim("and then the end", held.recv(100) == b"", "no reset")
     code, last = await container.ends()
     claim("it ends with exit code 0", code == 0, code)
-    claim("its last word is the report", "17 bytes in and 17 bytes out" in last, last)
+    claim("the last line of its log is the report", "17 bytes in and 17 bytes out" in last, last)
 
 
 async def abandoned(claim, stage, image):
-    """The kernel keeps signals from process 1 that it has not asked for; it has asked for these."""
+    """The kernel delivers only signals with a handler to process 1. The program handles these."""
     container = Container(stage, "abandoned", image, WORK="1h", DRAIN_TIMEOUT="1h")
     await container.starts()
     with client() as held:
@@ -167,13 +167,15 @@ async def abandoned(claim, stage, image):
         await becomes('millpond_pool_workers_busy{pool="echo"}', 1)
         container.stop()
         await container.program.says("signal: draining")
+        # Signals within a second of the first belong to the same stop.
+        await asyncio.sleep(1.1)
         container.stop()
         code, last = await container.ends()
-    claim("a second signal ends it at once", code == 130, f"{code}: {last}")
+    claim("a signal a second after the first ends it at once", code == 130, f"{code}: {last}")
 
 
 async def without_proc(claim, stage, image):
-    """An engine mounts /proc, and nothing depends on it but the numbers that are read from it."""
+    """Without /proc, which an engine mounts, only the metrics that are read from it are missing."""
     container = Container(stage, "without_proc", image, proc=False)
     await container.starts()
     answer = echoed(b"hello")
@@ -188,7 +190,7 @@ async def without_proc(claim, stage, image):
 
 
 async def without_ipv6(claim, stage, image):
-    """As in most containers: [::] is there to listen on, and ::1 is not there to be asked."""
+    """As in most containers, the program can listen on [::], and ::1 cannot be reached."""
     try:
         with open("/proc/sys/net/ipv6/conf/all/disable_ipv6", "w", encoding="ascii") as disable:
             disable.write("1")
@@ -208,7 +210,7 @@ async def main():
         sys.exit("this is to be process 1 of a namespace that ends with it; tests/container/check starts it so")
     with open(sys.argv[1], encoding="utf-8") as file:
         image = json.load(file)["config"], sys.argv[2]
-    # The one folder that an engine adds.
+    # An engine adds this folder only.
     os.makedirs(os.path.join(image[1], "proc"), exist_ok=True)
     loopback_up()
     report = Report()

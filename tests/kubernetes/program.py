@@ -1,4 +1,4 @@
-"""The program itself, asked what the manifests take for granted, and run with the environment that they give it."""
+"""Asks the program what the manifests rely on, and runs it with the environment that they set."""
 
 import asyncio
 import os
@@ -22,10 +22,10 @@ def read(path):
 
 
 class Known:
-    """What is so, whatever the manifests say."""
+    """Facts about the program and the project, which the manifests must agree with."""
 
     def __init__(self, millpond):
-        # Every variable with its default, or None: it reads no others, and says nothing of those it does not read.
+        # Every variable with its default, or None. The program reads no other variables, and does not report unknown ones.
         text = subprocess.run([millpond, "--help"], capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
         found = re.findall(r"\[env: (MILLPOND_[A-Z_]+)\](?:\s+\[default: ([^\]]+)\])?", text)
         self.defaults = {name: default or None for name, default in found}
@@ -42,7 +42,7 @@ class Known:
 
 
 def only(found):
-    """The one number that all of them are."""
+    """The number that all of them are equal to."""
     if len(set(found)) != 1:
         raise Failed(f"one number, and not {found}")
     return float(found[0])
@@ -50,7 +50,7 @@ def only(found):
 
 async def run(millpond, manifests, known):
     """Starts the program as the pod would and ends it as the cluster does, up to the lame duck."""
-    # Addresses apart: the pod's are nobody else's, and these may not be.
+    # The addresses differ from the pod's, whose ports may be taken on this machine.
     environment = manifests.environment | {"MILLPOND_LISTEN": "127.0.0.1:0", "MILLPOND_METRICS": "127.0.0.1:0"}
     pairs = [f"{name}={value}" for name, value in environment.items()]
     with tempfile.TemporaryDirectory() as folder, Stage(folder) as stage:
@@ -71,16 +71,18 @@ async def run(millpond, manifests, known):
             return get(base + "/readyz")[0] == 503
 
         await until("the pod is not ready once it is told to go", not_ready)
-        # Neither lame duck nor drain is a reason to kill it.
+        # Liveness must stay 200 in the lame duck, or the kubelet would kill the pod.
         liveness = manifests.container["livenessProbe"]["httpGet"]["path"]
         if get(base + liveness)[0] != 200:
             raise Failed(f"{liveness} would have a pod killed in its lame duck")
         if program.process.poll() is not None:
             raise Failed("it did not stay for its lame duck")
+        # Signals within a second of the first belong to the same stop.
+        await asyncio.sleep(1.1)
         program.process.terminate()
         code = await program.exit_code()
         if code != 130:
-            raise Failed(f"abandoned at the second signal, it ended with {code}: {program.log()}")
+            raise Failed(f"abandoned by a later signal, it ended with {code}: {program.log()}")
 
 
 OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -1,4 +1,4 @@
-// Programs and a browser for a test of the status page: all on loopback, all ended with the test, whatever happens.
+// Programs and a browser for a test of the status page. All are on loopback, and all end with the test, also when it fails.
 
 import { spawn } from "node:child_process";
 import { mkdtempSync, rmSync } from "node:fs";
@@ -6,14 +6,14 @@ import { tmpdir } from "node:os";
 import { join, resolve } from "node:path";
 import { chromium } from "playwright-core";
 
-// Long enough for a machine that is busy with something else.
+// Long enough for a busy machine.
 const PATIENCE_MS = 30_000;
 // No program outlives this, even if this process is killed.
 const LIFE_SECONDS = 120;
 
 const program = resolve(process.env.MILLPOND ?? "target/release/millpond");
 
-/** Waits until `condition` gives something true, and returns that. */
+/** Waits until `condition` returns something true, and returns that. */
 export async function until(what, condition) {
   const end = Date.now() + PATIENCE_MS;
   for (;;) {
@@ -27,7 +27,7 @@ export async function until(what, condition) {
 /** A program that runs until it ends by itself or is killed by its own process id. */
 class Program {
   constructor(args) {
-    // `timeout` passes signals on, and is the end of what does not end by them.
+    // `timeout` forwards signals, and kills a program that does not end after them.
     this.process = spawn("timeout", ["--foreground", "--kill-after=60", String(LIFE_SECONDS), program, ...args], { stdio: ["ignore", "pipe", "pipe"] });
     this.output = "";
     this.process.stdout.on("data", (data) => { this.output += data; });
@@ -47,8 +47,8 @@ class Program {
   async end() {
     if (this.process.exitCode === null && this.process.signalCode === null) {
       this.process.kill("SIGTERM");
-      // A second one abandons a drain.
-      const again = setTimeout(() => this.process.kill("SIGTERM"), 200);
+      // A signal more than a second after the first abandons the drain.
+      const again = setTimeout(() => this.process.kill("SIGTERM"), 1200);
       await this.ended;
       clearTimeout(again);
     }
