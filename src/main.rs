@@ -6,6 +6,7 @@ mod load;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    cli::signals::survive_file_size_limit();
     let mut args = std::env::args_os();
     match args.nth(1) {
         Some(command) if command == "load" => match cli::load::parse(args) {

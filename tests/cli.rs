@@ -183,6 +183,58 @@ fn a_log_that_nobody_reads_stops_nothing() {
     std::fs::remove_file(fifo).expect("the fifo is there");
 }
 
+/// Without a handler for SIGXFSZ, the first write beyond the limit kills the program.
+#[test]
+fn a_log_at_its_limit_of_size_stops_nothing() {
+    let log = std::env::temp_dir().join(format!("millpond-test-{}.log", std::process::id()));
+    // The limit is less than 64 KiB in every shell, and -v logs more than 150 bytes for each connection.
+    let script = "ulimit -f 32; exec \"$0\" -v --listen 127.0.0.1:0 --metrics 127.0.0.1:0 2>\"$LOG\"";
+    let mut command = Command::new("sh");
+    command.args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).env("LOG", &log);
+    let mut server = Millpond::spawn(&mut command);
+    for _ in 0..500 {
+        ping(&mut server.connect(), b"hello");
+    }
+    eventually("all closed", || (server.scrape().closed("client") == 500.0).then_some(()));
+    let code = server.drain();
+    let written = std::fs::read_to_string(&log).expect("the log");
+    std::fs::remove_file(&log).expect("the log is there");
+    assert_eq!(code, Some(0));
+    assert!(written.contains("serving") && !written.contains("drained"), "the limit came first: {written}");
+    assert!([32 * 512, 32 * 1024].contains(&written.len()), "{} bytes", written.len());
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let server = Millpond::start(&[]);
+    let limited = std::env::temp_dir().join(format!("millpond-test-{}.out", std::process::id()));
+    let load = format!("load {} --count 10", server.echo);
+    let health = format!("health {} --ready", server.echo);
+    for (command, redirection, line) in [
+        ("--help", ">\"$OUT\"", "standard output cannot be written: File too large"),
+        (&load, ">\"$OUT\"", "the report cannot be written to standard output: File too large"),
+        ("--help", ">/dev/full", "standard output cannot be written: No space left"),
+        (&load, ">/dev/full", "the report cannot be written to standard output: No space left"),
+        // `health` prints its one line on standard error, so only the exit code is left.
+        (&health, "2>\"$OUT\"", ""),
+    ] {
+        let script = format!("ulimit -f 0; exec \"$0\" {command} {redirection}");
+        let output = Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_millpond")])
+            .env("OUT", &limited)
+            .output()
+            .expect("a shell");
+        let stderr = String::from_utf8(output.stderr).expect("text");
+        assert_eq!(output.status.code(), Some(1), "{script}: {:?} {stderr}", output.status);
+        assert!(stderr.contains(line) && stderr.lines().count() <= 1, "{script}: {stderr}");
+    }
+    std::fs::remove_file(&limited).expect("the shell made it");
+    // A reader that has gone away is no error.
+    let script = "\"$0\" --help | true; test \"$(\"$0\" --help | wc -l)\" -gt 50";
+    let status = Command::new("sh").args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).status();
+    assert!(status.expect("a shell").success());
+}
+
 #[test]
 fn closed_standard_streams_stop_nothing() {
     // This socket is bound and does not listen. So no other process gets the port, and it refuses connections until the

@@ -199,7 +199,10 @@ fn a_signal_a_second_after_the_first_abandons_at_once() {
         server.signal(Signal::INT);
         server.signal(Signal::TERM);
         eventually("draining", || {
-            server.log().contains("another signal abandons at once if it comes 1s or more after").then_some(())
+            server
+                .log()
+                .contains("another signal abandons at once if it comes 1s or more after")
+                .then_some(())
         });
         // The server logs after it has taken the time of the signal, so its second is over no later than this one.
         thread::sleep(ONE_STOP);

@@ -4,7 +4,6 @@
 //! checks every flag's range. A mistake is reported in one line that names the flag and the remedy.
 
 use std::ffi::OsString;
-use std::io::Write;
 use std::net::SocketAddr;
 use std::process::ExitCode;
 use std::str::FromStr;
@@ -17,7 +16,7 @@ use clap::parser::ValueSource;
 use clap::{CommandFactory, FromArgMatches, Parser, ValueEnum};
 use millpond::{MAX_WORKERS, Overload};
 
-use super::USAGE;
+use super::{FAILED, USAGE};
 
 /// The longest duration of a flag. It is longer than any sensible timeout, and no sum of such times overflows.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -206,9 +205,10 @@ pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Config, 
 pub(super) fn said(error: &clap::Error, look: &str) -> ExitCode {
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            // Help for a closed standard output is no error, and must not panic.
-            let _ = write!(std::io::stdout(), "{}", error.render());
-            ExitCode::SUCCESS
+            match super::print(&error.render().to_string()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => super::fail(FAILED, format_args!("standard output cannot be written: {error}")),
+            }
         }
         _ => super::fail(USAGE, one_line(&error.render().to_string(), look)),
     }

@@ -21,7 +21,7 @@ use millpond::{RESERVED_DESCRIPTORS, raise_descriptor_limit};
 
 use super::config::{address, duration, positive, said, whole};
 use super::signals::{self, Notice};
-use super::{ABANDONED, FAILED, fail, summary};
+use super::{ABANDONED, FAILED, fail, print, summary};
 use crate::load::{self, Plan, Progress, Until};
 
 /// Sizes of messages.
@@ -54,8 +54,8 @@ SIGINT (Ctrl-C), SIGTERM or SIGHUP ends the run early, with its report. Signals 
 a later one ends the run at once.
 
 Exit codes: 0 every message that was due was answered, every byte was right, and nothing failed; 1 something failed, a \
-message was overdue, no message was answered, or it could not start; 2 usage; 130 a signal 1 s or \
-more after the first ended it at once.";
+message was overdue, no message was answered, it could not start, or the report could not be written; 2 usage; 130 a \
+signal 1 s or more after the first ended it at once.";
 
 /// The flags of `millpond load`.
 #[derive(Clone, Debug, Parser)]
@@ -214,8 +214,9 @@ pub(crate) fn run(flags: &Flags) -> ExitCode {
     } else {
         summary::table(&plan, &report, stop.load(Ordering::Relaxed))
     };
-    // The exit code tells the result even if standard output is closed.
-    let _ = io::stdout().write_all(text.as_bytes());
+    if let Err(error) = print(&text) {
+        return fail(FAILED, format_args!("the report cannot be written to standard output: {error}"));
+    }
     if report.is_good() { ExitCode::SUCCESS } else { ExitCode::from(FAILED) }
 }
 

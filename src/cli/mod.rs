@@ -13,7 +13,7 @@ pub(crate) mod signals;
 pub(crate) mod summary;
 
 use std::fmt::Display;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 /// The exit codes that are not 0.
@@ -28,6 +28,19 @@ pub(crate) const ABANDONED: u8 = 130;
 pub(crate) fn fail(code: u8, why: impl Display) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "millpond: {why}");
     ExitCode::from(code)
+}
+
+/// Prints on standard output. A reader that has gone away is no error: what it has not read, it does not want.
+///
+/// # Errors
+///
+/// If standard output takes nothing more, as on a full disk or beyond a limit on the size of files.
+pub(crate) fn print(text: &str) -> std::io::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed,
+    }
 }
 
 /// An error and its sources, in one line.

@@ -1,4 +1,4 @@
-//! Signals: which of them belong to one stop.
+//! Signals: which of them belong to one stop, and which one must not kill the program.
 //!
 //! One stop often arrives as two signals. `timeout` signals its child and then its process group. When a terminal closes,
 //! the kernel and the shell each send SIGHUP. Process runners send SIGINT and then SIGTERM, and systemd with
@@ -10,9 +10,12 @@
 //!
 //! The caller decides what a stop does. The signal crate cannot tell SIGINT, SIGTERM and SIGHUP apart.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, bounded};
+use signal_hook::consts::SIGXFSZ;
 
 /// Signals that arrive this soon after the first one belong to the same stop. Programs that send two signals send them
 /// within milliseconds. A person who presses Ctrl-C again after a second means it.
@@ -67,6 +70,16 @@ pub(crate) fn catch(mut tell: impl FnMut(Notice) + Send + 'static) -> Result<(),
             tell(notice);
         }
     })
+}
+
+/// Keeps a limit on the size of files (`ulimit -f`) from killing the program. SIGXFSZ, which kills by default, gets a
+/// handler that does nothing, so a write beyond the limit fails with EFBIG instead. The log then drops lines, and a
+/// report is an error.
+///
+/// If the system refuses the handler, the default stays. That is no reason not to run.
+pub(crate) fn survive_file_size_limit() {
+    let nobody_reads = Arc::new(AtomicBool::new(false));
+    let _ = signal_hook::flag::register(SIGXFSZ, nobody_reads);
 }
 
 /// The stop that is under way, if there is one. Only the signal crate's thread uses it.
