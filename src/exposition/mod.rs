@@ -133,6 +133,7 @@ impl Exposition {
             .workers(WORKERS)
             .max_connections(MAX_CONNECTIONS)
             .within_reserve()
+            .defer_accept()
             .overload(Overload::Evict)
             .idle_timeout(None)
             .write_timeout(LIFETIME)

@@ -4,11 +4,13 @@ use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use mio::net::TcpStream;
 use rustix::buffer::spare_capacity;
 use rustix::io::Errno;
 use rustix::net::SendFlags;
+use socket2::SockRef;
 
 use super::gate::Gate;
 use super::kernel::{self, Delivery};
@@ -166,7 +168,7 @@ impl<Session> Held<Session> {
     /// How far the output that the kernel was given has come.
     pub(crate) fn delivery(&self) -> Delivery {
         // It cannot fail on a TCP socket. If it did, the output would count as delivered, as it would without the look.
-        kernel::delivery(self.stream()).unwrap_or(Delivery { acked: 0, pending: false })
+        kernel::delivery(self.stream()).unwrap_or_default()
     }
 
     /// Sends `output` as far as the kernel takes it now, and keeps a copy of the rest. Also returns how many bytes the
@@ -218,6 +220,15 @@ impl<Session> Held<Session> {
         let _ = self.stream().shutdown(Shutdown::Write);
     }
 
+    /// Makes the close reset the connection and drop the output that the kernel holds. The client then sees an error, and
+    /// not an end that looks like a whole answer. Otherwise the kernel would keep the output for minutes.
+    pub(crate) fn reset_at_close(&self) {
+        if let Some(stream) = &self.stream {
+            // An error means that the connection has failed already.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
     /// The service's part of an open connection.
     pub(crate) fn session(&mut self) -> &mut Session {
         self.session.as_mut().expect("an open connection has its session")
@@ -235,9 +246,7 @@ impl<Session> Held<Session> {
 #[cfg(test)]
 mod tests {
     use std::io::{Read, Write};
-    use std::time::{Duration, Instant};
-
-    use socket2::SockRef;
+    use std::time::Instant;
 
     use super::*;
 

@@ -39,9 +39,10 @@ pub enum Overload {
     Wait,
     /// Accepts and closes them at once, counted by reason: they can go elsewhere.
     Reject,
-    /// Closes the oldest connection that is silent or lingers, to make room; while there is none, newcomers
-    /// wait. For endpoints with few connections and clients that speak first, so that silent ones cannot keep
-    /// others out: it looks through all connections to find one.
+    /// Closes another connection to make room. First go connections whose clients have everything. Then goes the
+    /// connection without progress for longest: a silent client, half a request, or a client that does not read. While
+    /// workers or the queue hold all connections, new ones wait. It looks at every connection to choose one, so it is
+    /// for endpoints with few connections whose clients speak first.
     Evict,
 }
 

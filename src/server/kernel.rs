@@ -42,13 +42,15 @@ mod option {
 }
 
 /// How far a connection's output has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Delivery {
     /// Bytes that the peer's kernel has acknowledged since the connection was made. It only rises.
     pub(crate) acked: u64,
     /// Whether the kernel holds output that the peer's kernel has not acknowledged, the end of the stream included. A
     /// connection that was reset holds none: nothing more can be delivered.
     pub(crate) pending: bool,
+    /// Whether the kernel has never sent a part of it, as when the peer's window is closed.
+    pub(crate) unsent: bool,
 }
 
 /// Asks how far the output of a connection has come.
@@ -59,8 +61,9 @@ pub(crate) struct Delivery {
 pub(crate) fn delivery(stream: &impl AsFd) -> io::Result<Delivery> {
     let info = info(stream)?;
     // With a closed window nothing is unacknowledged, however much waits; a reset leaves its numbers behind.
-    let pending = info.state != CLOSE && (info.unacked > 0 || info.notsent_bytes > 0);
-    Ok(Delivery { acked: info.bytes_acked, pending })
+    let unsent = info.state != CLOSE && info.notsent_bytes > 0;
+    let pending = info.state != CLOSE && (info.unacked > 0 || unsent);
+    Ok(Delivery { acked: info.bytes_acked, pending, unsent })
 }
 
 /// A listener's queue of connections that are complete and not yet accepted.
@@ -149,7 +152,8 @@ mod tests {
         let (server, _client) = unread(100_000);
         // Whatever was on its way has come, and the rest cannot be sent.
         eventually("nothing moves", || info(&server).expect("TCP").unacked == 0);
-        assert!(delivery(&server).expect("TCP").pending);
+        let delivery = delivery(&server).expect("TCP");
+        assert!(delivery.pending && delivery.unsent);
     }
 
     #[test]
@@ -158,6 +162,7 @@ mod tests {
         SockRef::from(&client).set_linger(Some(Duration::ZERO)).expect("a socket option");
         drop(client);
         eventually("the reset has come", || !delivery(&server).expect("TCP").pending);
+        assert!(!delivery(&server).expect("TCP").unsent);
     }
 
     #[test]

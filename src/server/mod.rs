@@ -33,9 +33,11 @@
 mod buffers;
 mod closing;
 mod connection;
+mod deferred;
 mod descriptors;
 mod door;
 mod drain;
+mod eviction;
 mod gate;
 mod kernel;
 mod listening;
@@ -106,6 +108,7 @@ struct Settings {
     spare_descriptors: usize,
     timed: bool,
     within_reserve: bool,
+    defer_accept: bool,
     overload: Overload,
     backlog: u32,
     limits: Limits,
@@ -250,6 +253,14 @@ impl<S> ServerBuilder<S> {
         self
     }
 
+    /// Accepts a connection once its client has sent something; see `deferred.rs`. It changes a listener that
+    /// [`bind`](ServerBuilder::bind) makes, and none that is adopted: that one has other holders.
+    #[must_use]
+    pub(crate) fn defer_accept(mut self) -> Self {
+        self.settings.defer_accept = true;
+        self
+    }
+
     /// Holds this many spare descriptors, within [`RESERVED_DESCRIPTORS`]. Unless set, none. When descriptors run out, the
     /// server closes the spare ones, so that the rest of the process can open files.
     #[must_use]
@@ -277,6 +288,9 @@ impl<S> ServerBuilder<S> {
         let max_connections = self.settings.max_connections()?;
         let listener = listening::listen(address, self.settings.backlog, self.settings.limits.keepalive)
             .map_err(|source| ServerError::Bind { address, source })?;
+        if self.settings.defer_accept {
+            deferred::defer_accept(&listener).map_err(ServerError::Setup)?;
+        }
         self.behind(listener, Holder::Alone, max_connections)
     }
 
@@ -408,6 +422,7 @@ impl Server {
             spare_descriptors: 0,
             timed: true,
             within_reserve: false,
+            defer_accept: false,
             overload: Overload::Wait,
             backlog: DEFAULT_BACKLOG,
             limits: Limits {
@@ -692,6 +707,8 @@ pub enum ServerError {
     Thread(io::Error),
     /// The system refused another resource that a server needs.
     Setup(io::Error),
+    /// The registry did not take the metrics, which it may have already.
+    Registry(prometheus::Error),
 }
 
 impl fmt::Display for ServerError {
@@ -709,6 +726,7 @@ impl fmt::Display for ServerError {
             ServerError::Pool(_) => f.write_str("the worker pool did not start"),
             ServerError::Thread(_) => f.write_str("the system refused the reactor's thread"),
             ServerError::Setup(_) => f.write_str("the system refused what a server needs"),
+            ServerError::Registry(_) => f.write_str("the registry did not take the metrics"),
         }
     }
 }
@@ -721,6 +739,7 @@ impl std::error::Error for ServerError {
                 Some(source)
             }
             ServerError::Pool(source) => Some(source),
+            ServerError::Registry(source) => Some(source),
         }
     }
 }
@@ -782,7 +801,13 @@ impl Core {
         cell: &Cell,
         now_ns: u64,
     ) -> Option<Session> {
-        let session = connection.hold().close();
+        let session = {
+            let mut held = connection.hold();
+            if reason == Reason::WriteTimeout || reason == Reason::Aborted && held.owes() {
+                held.reset_at_close();
+            }
+            held.close()
+        };
         if session.is_some() {
             let lived_ns = now_ns.saturating_sub(connection.accepted_ns);
             cell.closed(reason, lived_ns);

@@ -28,6 +28,7 @@ use super::closing::Linger;
 use super::connection::Connection;
 use super::door::{Door, Knock, Overload};
 use super::drain::{Drain, cut_short};
+use super::eviction::{self, Candidate, Output, Taken};
 use super::gate::{Readiness, Ready, Standing};
 use super::listening::set_keepalive;
 use super::metrics::{AcceptFailure, Reason, Refusal};
@@ -53,9 +54,16 @@ const ACCEPT_BATCH: usize = 64;
 /// How long the reactor serves connections before it looks for events again: some tens of messages.
 const HELP_TIME: Duration = Duration::from_micros(200);
 
-/// With newcomers waiting for the queue to grow younger, or for a connection that can be evicted, these are
-/// looked at this often.
+/// While new connections wait because the queue is too old, the reactor looks at its age this often.
 const RECHECK: Duration = Duration::from_millis(10);
+
+/// While new connections wait for one that can be evicted, the reactor looks for it this often. A worker that parks a
+/// connection does not wake the reactor. With 16 connections, 16,000 can come and go each second.
+const EVICT_RECHECK: Duration = Duration::from_millis(1);
+
+/// While connections may have to be evicted soon, the reactor looks this often whether their clients take output. It must
+/// see that before many new connections arrive at once.
+const EVICT_LOOK: Duration = Duration::from_millis(5);
 
 /// A connection's place in the reactor's table.
 pub(super) struct Slot<Session> {
@@ -68,6 +76,25 @@ pub(super) struct Slot<Session> {
     pub(super) drain_at_ns: Option<u64>,
     /// When to send again; set if the kernel had no memory for output.
     pub(super) retry_ns: Option<u64>,
+    /// Used only where connections are evicted.
+    taken: Taken,
+}
+
+impl<Session> Slot<Session> {
+    /// What decides whether it is evicted. `None` if a worker, the queue or a note on its way holds it.
+    fn candidate(&mut self, slot: usize, now_ns: u64) -> Option<Candidate> {
+        let connection = &self.connection;
+        let (ended, blocked) = match connection.gate.standing() {
+            Standing::Parked => (false, connection.blocked_ns().is_some()),
+            Standing::Closing if self.linger.is_some() => (true, false),
+            _ => return None,
+        };
+        let held = connection.hold();
+        let output =
+            if ended || blocked { self.taken.look(held.delivery(), ended, now_ns) } else { Output::None };
+        let progress_ns = if held.silent { connection.accepted_ns } else { connection.parked_ns() };
+        Some(Candidate { slot, serial: connection.serial, output, progress_ns })
+    }
 }
 
 /// How far the end has come.
@@ -93,6 +120,8 @@ pub(super) struct Reactor<S: Service> {
     pub(super) reviews: BTreeSet<(u64, usize)>,
     pub(super) reaper: Reaper<S::Session>,
     next_serial: u64,
+    /// When to look next whether clients take output; see [`EVICT_LOOK`].
+    look_at_ns: u64,
     pub(super) stage: Stage,
 }
 
@@ -122,6 +151,7 @@ impl<S: Service> Reactor<S> {
             reviews: BTreeSet::new(),
             reaper,
             next_serial: 0,
+            look_at_ns: 0,
             stage: Stage::Serving,
         })
     }
@@ -156,7 +186,7 @@ impl<S: Service> Reactor<S> {
             if self.advance(now_ns) {
                 return self.finish();
             }
-            accept_at_ns = self.let_in(now_ns);
+            accept_at_ns = [self.let_in(now_ns), self.look_at_output(now_ns)].into_iter().flatten().min();
             self.publish_strain();
             self.lend_a_hand();
         }
@@ -278,15 +308,15 @@ impl<S: Service> Reactor<S> {
                 Overload::Wait if self.is_full() => return None,
                 Overload::Reject if self.is_full() => Some(Refusal::Limit),
                 Overload::Reject if overloaded => Some(Refusal::Overload),
-                // Closing silent connections would not shorten the queue, so with `Evict` newcomers wait too.
+                // To close connections would not shorten the queue, so with `Evict` new ones wait too.
                 _ if overloaded => return Some(later(now_ns, RECHECK)),
-                Overload::Evict if self.is_full() => match self.spare() {
-                    Some(slot) => {
-                        spare = Some(slot);
-                        None
+                Overload::Evict if self.is_full() => {
+                    spare = self.spare(now_ns);
+                    if spare.is_none() {
+                        return Some(later(now_ns, EVICT_RECHECK));
                     }
-                    None => return Some(later(now_ns, RECHECK)),
-                },
+                    None
+                }
                 _ => None,
             };
             match self.door.accept(&self.core.ledger, now_ns) {
@@ -316,7 +346,7 @@ impl<S: Service> Reactor<S> {
     }
 
     /// Takes a newcomer in, in the place of the connection `spare` where there is one.
-    fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr, spare: Option<usize>, now_ns: u64) {
+    fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr, spare: Option<Candidate>, now_ns: u64) {
         // An answer goes out at once, not when more of it could fill a packet. Failing that, it is slower.
         let _ = stream.set_nodelay(true);
         // Without keepalive, other timeouts still close most connections of vanished clients.
@@ -333,8 +363,8 @@ impl<S: Service> Reactor<S> {
                 return quietly(|| drop(payload));
             }
         };
-        if let Some(slot) = spare {
-            self.evict(slot, now_ns);
+        if let Some(spare) = spare {
+            self.evict(spare, now_ns);
         }
         let entry = self.slots.vacant_entry();
         let slot = entry.key();
@@ -357,40 +387,55 @@ impl<S: Service> Reactor<S> {
             linger: None,
             drain_at_ns: draining.then_some(now_ns),
             retry_ns: None,
+            taken: Taken::default(),
         });
         self.core.ledger.accepted.add(1);
         self.schedule_next(slot, now_ns);
     }
 
-    /// The oldest connection that can be spared for a newcomer: no worker has it, and nothing waits to be
-    /// sent to it. One whose client has said something that was not looked at yet is not spared, and is
-    /// looked at first.
-    fn spare(&self) -> Option<usize> {
-        for _ in 0..ACCEPT_BATCH {
-            let candidates = self.slots.iter().filter(|(_, held)| match held.connection.gate.standing() {
-                Standing::Parked => held.connection.blocked_ns().is_none(),
-                Standing::Closing => held.linger.is_some(),
-                _ => false,
-            });
-            let (slot, held) = candidates.min_by_key(|(_, held)| held.connection.serial)?;
-            let gate = &held.connection.gate;
-            // A parked connection stays so until the reactor, this thread, makes it something else.
-            if gate.standing() == Standing::Closing || !held.connection.hold().has_input() {
-                return Some(slot);
+    /// Sees which clients take output, as long as every new connection takes another's place. Returns when to look again.
+    fn look_at_output(&mut self, now_ns: u64) -> Option<u64> {
+        if self.core.overload != Overload::Evict || !self.is_full() {
+            return None;
+        }
+        if now_ns >= self.look_at_ns {
+            self.look_at_ns = later(now_ns, EVICT_LOOK);
+            for (slot, held) in &mut self.slots {
+                let _ = held.candidate(slot, now_ns);
             }
-            if gate.ready(Readiness { input: true, ..Readiness::default() }) == Ready::Submit {
-                self.submit(slot);
+        }
+        Some(self.look_at_ns)
+    }
+
+    /// The connection to close for a new one, as [`eviction`] decides. Before a connection whose input nobody has looked at
+    /// could be closed, it is queued instead.
+    fn spare(&mut self, now_ns: u64) -> Option<Candidate> {
+        for _ in 0..ACCEPT_BATCH {
+            let candidates = self.slots.iter_mut().filter_map(|(slot, held)| held.candidate(slot, now_ns));
+            let spare = eviction::choose(candidates, now_ns)?;
+            let connection = &self.slots[spare.slot].connection;
+            // A parked connection stays parked until the reactor, this thread, claims or queues it.
+            if spare.output != Output::None || !connection.hold().has_input() {
+                return Some(spare);
+            }
+            if connection.gate.ready(Readiness { input: true, ..Readiness::default() }) == Ready::Submit {
+                self.submit(spare.slot);
             }
         }
         None
     }
 
-    /// Closes the connection that [`spare`](Self::spare) named.
-    fn evict(&mut self, slot: usize, now_ns: u64) {
-        let connection = Arc::clone(&self.slots[slot].connection);
-        let reason = cut_short(&connection);
+    /// Closes the connection that [`spare`](Self::spare) has chosen.
+    fn evict(&mut self, spare: Candidate, now_ns: u64) {
+        let connection = Arc::clone(&self.slots[spare.slot].connection);
+        let mut reason = cut_short(&connection);
+        if spare.is_stuck() {
+            // Otherwise the kernel would keep the output for minutes, for a client that may never read it.
+            connection.hold().reset_at_close();
+            reason = Reason::Aborted;
+        }
         if connection.gate.standing() == Standing::Closing || connection.gate.claim() {
-            self.close(slot, reason, now_ns);
+            self.close(spare.slot, reason, now_ns);
         }
     }
 
