@@ -1,4 +1,4 @@
-//! The side HTTP endpoint: what it answers, and that nothing done to it harms it.
+//! The side HTTP endpoint: what it answers, and that no client can harm it. `siege.rs` has the readers that never read.
 
 mod common;
 
@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use common::proxy::Seed;
 use common::victim::Victim;
-use common::{Millpond, Response, connect, eventually, http, try_http};
+use common::{Millpond, Response, connect, eventually, http, thread_states, try_http};
+use millpond::prometheus::{IntCounter, Registry};
+use millpond::{Exposition, ServerError};
 
 #[test]
 fn every_path_and_method_has_its_answer() {
@@ -58,7 +60,7 @@ fn the_first_scrape_has_every_series_at_its_start() {
     let text = server.get("/metrics").body;
     let mut found = String::new();
     for line in text.lines().filter(|line| !line.contains("process_")) {
-        // The scrape itself is a job of the http pool, and takes its time; the revision is that of the build.
+        // The scrape itself is a job of the http pool, so its times differ. The revision is that of the build.
         let timed = line.contains("pool=\"http\"") && line.contains("_seconds");
         match line.rsplit_once(' ') {
             Some((series, _)) if timed && !line.starts_with('#') => writeln!(found, "{series} *"),
@@ -93,7 +95,7 @@ fn it_answers_while_every_worker_is_stuck() {
     let first = server.scrape();
     thread::sleep(Duration::from_millis(300));
     let (second, elapsed) = (server.scrape(), start.elapsed().as_secs_f64());
-    // Nothing ends, and time spent and ages rise all the same.
+    // No job ends, and still the time spent and the ages rise.
     for (gauge, times) in
         [("queue_oldest_age_seconds", 1.0), ("longest_running_seconds", 1.0), ("busy_seconds_total", 2.0)]
     {
@@ -131,12 +133,12 @@ fn absurd_lengths_are_never_believed() {
 }
 
 #[test]
-fn a_body_that_never_comes_holds_up_nobody() {
+fn a_body_that_never_comes_delays_no_scrape() {
     let target = target();
     let waiting: Vec<TcpStream> = (0..40)
         .map(|_| {
             let mut stream = connect(target.server.metrics);
-            // It may be closed for a newcomer before it has said anything.
+            // A new connection may take its place at any time.
             let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nContent-Length: 2000\r\n\r\n");
             stream
         })
@@ -186,6 +188,14 @@ fn five_hundred_silent_connections_keep_no_scrape_out() {
     for _ in 0..10 {
         target.scrape_in_time();
     }
+    // After a second the kernel hands over silent connections too, and they take all places but the scrape's.
+    eventually("the silent connections are accepted", || {
+        target.scrape_in_time();
+        (target.server.open_files() >= target.files + 15).then_some(())
+    });
+    for _ in 0..10 {
+        target.scrape_in_time();
+    }
     assert!(target.server.open_files() <= target.files + 16, "more connections than the bound");
     assert_eq!(target.server.threads(), target.threads);
     drop(silent);
@@ -199,7 +209,7 @@ fn dripping_heads_are_cut_off_and_keep_no_scrape_out() {
     let start = Instant::now();
     let mut cut = 0;
     while cut < 16 {
-        // Its read finds the end, its write fails, or nothing happens yet.
+        // It is cut off if its write fails, or its read finds the end or a reset.
         dripping.retain_mut(|stream| {
             let dead = stream.write_all(b"G").is_err() || {
                 stream.set_nonblocking(true).expect("a socket option");
@@ -219,7 +229,7 @@ fn dripping_heads_are_cut_off_and_keep_no_scrape_out() {
 }
 
 #[test]
-fn heads_without_end_are_turned_down() {
+fn heads_without_end_are_rejected() {
     let target = target();
     for start in ["GET /metrics HTTP/1.1\r\nX: ", "", "GET /"] {
         let mut request = start.as_bytes().to_vec();
@@ -230,6 +240,109 @@ fn heads_without_end_are_turned_down() {
     let many = format!("GET /metrics HTTP/1.1\r\n{}\r\n", "A: b\r\n".repeat(1000));
     assert_eq!(http(target.server.metrics, many).code, 431);
     target.unharmed();
+}
+
+/// Browsers send the cookies that any program on the same host name has set, whatever its port.
+#[test]
+fn cookies_of_other_programs_may_be_large() {
+    let target = target();
+    for (length, code) in [(9_000, 200), (32_000, 200), (33_000, 431)] {
+        let cookie = "a".repeat(length);
+        let head = format!("GET / HTTP/1.1\r\nHost: localhost\r\nCookie: {cookie}\r\n\r\n");
+        assert_eq!(http(target.server.metrics, head).code, code, "{length} bytes");
+    }
+    target.unharmed();
+}
+
+/// Asks for a path with these header lines, and returns the code.
+fn code_of(address: SocketAddr, path: &str, headers: &str) -> u16 {
+    http(address, format!("GET {path} HTTP/1.1\r\n{headers}\r\n")).code
+}
+
+/// A web page of another site can have its own name resolve to the server's address, and then read what the server answers
+/// to that name.
+#[test]
+fn the_status_page_answers_to_no_name_of_another_site() {
+    let server = Millpond::start(&["--status-host", "pond.example.org,b.example", "--status-host=c.example"]);
+    let address = server.metrics;
+    for path in ["/", "/status.json"] {
+        for host in
+            ["pond.example.org", "b.example:1", "C.example.", "localhost:1", "127.0.0.1", "[::1]:9464"]
+        {
+            assert_eq!(code_of(address, path, &format!("Host: {host}\r\n")), 200, "{path} {host}");
+            assert_eq!(code_of(address, &format!("http://{host}{path}"), ""), 200, "{path} {host}");
+        }
+        assert_eq!(code_of(address, path, ""), 200, "{path} without a Host, which every browser sends");
+        for host in ["evil.example", "d.example", "pond.example.org.evil.example", ""] {
+            assert_eq!(code_of(address, path, &format!("Host: {host}\r\n")), 421, "{path} {host}");
+        }
+        let evil = format!("http://evil.example{path}");
+        assert_eq!(code_of(address, &evil, "Host: localhost\r\n"), 421, "{evil}");
+        assert_eq!(code_of(address, path, "Host: localhost\r\nHost: evil.example\r\n"), 400, "{path}");
+    }
+    for path in ["/metrics", "/healthz", "/readyz", "http://evil.example/metrics"] {
+        assert_eq!(code_of(address, path, "Host: evil.example\r\n"), 200, "{path}");
+    }
+    assert_eq!(code_of(address, "http://localhost?x=/metrics", ""), 200, "it is the page");
+    let refusal = http(address, "GET / HTTP/1.1\r\nHost: evil.example\r\n\r\n");
+    assert!(refusal.head.starts_with("HTTP/1.0 421 Misdirected Request\r\n"), "{}", refusal.head);
+    assert!(refusal.body.contains("--status-host") && refusal.body.lines().count() == 1, "{}", refusal.body);
+    let scrape = server.scrape();
+    assert_eq!(scrape.get("http_requests_total{code=\"421\",path=\"/\"}"), 6.0);
+    assert_eq!(scrape.get("http_requests_total{code=\"421\",path=\"/status.json\"}"), 5.0);
+}
+
+#[test]
+fn status_hosts_may_be_in_the_environment() {
+    let server = Millpond::start_with(&[], |command| {
+        command.env("MILLPOND_STATUS_HOST", "a.example,b.example");
+    });
+    for (host, code) in [("a.example", 200), ("b.example:9464", 200), ("c.example", 421)] {
+        assert_eq!(code_of(server.metrics, "/", &format!("Host: {host}\r\n")), code, "{host}");
+    }
+}
+
+/// The names and help texts that a registry gives out.
+fn contents(registry: &Registry) -> Vec<(String, String)> {
+    let families = registry.gather();
+    families.iter().map(|family| (family.name().to_owned(), family.help().to_owned())).collect()
+}
+
+/// No other test of this file runs an endpoint in this process.
+#[test]
+fn an_endpoint_that_cannot_register_its_metrics_leaves_nothing() {
+    let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+    // Afterwards there are as many of an endpoint's threads as this.
+    let fails = |registry: &Registry, threads: usize| {
+        let before = contents(registry);
+        let second = Exposition::bind(registry.clone(), any_port).expect("a port");
+        let address = second.local_addr();
+        match second.start() {
+            Err(ServerError::Registry(_)) => {}
+            other => panic!("{other:?}"),
+        }
+        assert!(TcpStream::connect(address).is_err(), "it still listens");
+        eventually("its threads are gone", || (thread_states("mill-http").len() == threads).then_some(()));
+        assert_eq!(contents(registry), before);
+    };
+
+    let registry = Registry::new();
+    let first = Exposition::serve(registry.clone(), any_port).expect("an endpoint");
+    fails(&registry, 3);
+    assert_eq!(http(first.local_addr(), "GET /metrics HTTP/1.1\r\n\r\n").code, 200, "the first is as before");
+    first.stop();
+
+    // Here the first collectors are accepted, and the last is not.
+    let registry = Registry::new();
+    let taken = IntCounter::new("millpond_http_accept_errors_total", "Another").expect("valid");
+    registry.register(Box::new(taken.clone())).expect("the first of its name");
+    fails(&registry, 0);
+    fails(&registry, 0);
+
+    let registry = Registry::new();
+    let taken = IntCounter::new("millpond_http_requests_total", "Another").expect("valid");
+    registry.register(Box::new(taken.clone())).expect("the first of its name");
+    fails(&registry, 0);
 }
 
 #[test]
@@ -314,10 +427,10 @@ fn no_connection_outlives_its_three_seconds() {
     assert!((0..5).any(|_| round()), "five times open for more than three seconds, or the machine too busy");
 }
 
-/// One blow of an attacker, who keeps what it wants to keep open.
+/// One strike of an attacker. It puts connections that are to stay open into the list.
 type Attack = fn(SocketAddr, &mut fastrand::Rng, &mut Vec<TcpStream>) -> io::Result<()>;
 
-/// A connection whose reads and writes give up soon, so that an attacker that is cut off goes on.
+/// A connection whose reads and writes give up soon, so that an attacker that is cut off goes on to its next strike.
 fn approach(address: SocketAddr) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_millis(500)))?;
@@ -326,7 +439,7 @@ fn approach(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Sends this, and reads whatever comes of it.
+/// Sends this, and reads the answer to its end.
 fn ask(address: SocketAddr, request: &[u8]) -> io::Result<()> {
     let mut stream = approach(address)?;
     stream.write_all(request)?;
@@ -337,7 +450,7 @@ fn pick(random: &mut fastrand::Rng, of: &[&str]) -> String {
     of[random.usize(..of.len())].to_owned()
 }
 
-/// Cheap to answer: it is about what reaches the scraper, not about how many scrapes fit into a second.
+/// Cheap to answer. The test is about the scraper's place, and not about how many scrapes fit into a second.
 const PROBE: &[u8] = b"GET /readyz HTTP/1.1\r\nHost: attacker\r\n\r\n";
 
 const ATTACKS: [(&str, Attack); 12] = [
@@ -368,7 +481,7 @@ const ATTACKS: [(&str, Attack); 12] = [
     ("pipelining", |address, random, _| ask(address, &PROBE.repeat(random.usize(2..200)))),
     ("an oversized head", |address, random, _| {
         let mut request = b"GET /readyz HTTP/1.1\r\nX: ".to_vec();
-        request.resize(random.usize(8_000..200_000), b'x');
+        request.resize(random.usize(30_000..200_000), b'x');
         ask(address, &request)
     }),
     ("an absurd length", |address, random, _| {
@@ -395,7 +508,7 @@ const ATTACKS: [(&str, Attack); 12] = [
     }),
     ("a reset after the request", |address, random, _| {
         let mut stream = approach(address)?;
-        // Or in the middle of it.
+        // Sometimes in the middle of the request.
         stream.write_all(&PROBE[..random.usize(1..=PROBE.len())])?;
         socket2::Socket::from(stream).set_linger(Some(Duration::ZERO))
     }),
@@ -405,7 +518,7 @@ const ATTACKS: [(&str, Attack); 12] = [
         stream.shutdown(Shutdown::Write)?;
         stream.read_to_end(&mut Vec::new()).map(drop)
     }),
-    ("an answer that nobody reads", |address, _, kept| {
+    ("an answer that the client never reads", |address, _, kept| {
         let mut stream = approach(address)?;
         kept.push(stream.try_clone()?);
         thread::sleep(Duration::from_millis(20));
@@ -429,7 +542,7 @@ fn every_attack_at_once_keeps_no_scrape_out() {
             scope.spawn(move || {
                 let mut kept = Vec::new();
                 while !over.load(Ordering::Relaxed) {
-                    // Being cut off is what an attacker has to expect.
+                    // An error means that the server has cut the attacker off, as it should.
                     let _ = attack(address, &mut random, &mut kept);
                     strikes.fetch_add(1, Ordering::Relaxed);
                     if kept.len() > 100 {
@@ -447,7 +560,7 @@ fn every_attack_at_once_keeps_no_scrape_out() {
                 slowest = slowest.max(target.scrape_in_time());
                 scrapes += 1;
                 thread::sleep(Duration::from_millis(20));
-                assert!(start.elapsed() < common::PATIENCE, "some attackers are kept out: {strikes:?}");
+                assert!(start.elapsed() < common::PATIENCE, "some attackers do not strike: {strikes:?}");
             }
             (scrapes, slowest)
         }));
@@ -461,7 +574,8 @@ fn every_attack_at_once_keeps_no_scrape_out() {
     target.unharmed();
 }
 
-/// CVE-2026-66752 of `tiny_http`: bodies whose length is told in two ways. None is read here, so nothing can hide in one.
+/// CVE-2026-66752 of `tiny_http`: bodies whose length is given in two ways. The endpoint reads no body, so no request can
+/// hide in one.
 #[test]
 fn a_request_hidden_in_a_body_is_never_served() {
     let target = target();
@@ -497,8 +611,8 @@ fn a_request_hidden_in_a_body_is_never_served() {
     target.unharmed();
 }
 
-/// CVE-2026-66753 of `tiny_http`: line ends in the values of response headers. Here every name and value is a constant, but
-/// for the date and the length, so nothing that a client sends gets there.
+/// CVE-2026-66753 of `tiny_http`: line ends in the values of response headers. Here every name and value is a constant,
+/// apart from the date and the length. So no byte that a client sends gets there.
 #[test]
 fn nothing_that_a_client_sends_gets_into_a_header() {
     let target = target();

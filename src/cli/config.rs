@@ -24,6 +24,9 @@ const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The longest time that simulated work may hold a worker.
 const LONGEST_WORK: Duration = Duration::from_secs(3600);
 
+/// The longest host name that DNS allows.
+const LONGEST_NAME: usize = 253;
+
 /// The sizes of a worker's stack in bytes. With less, a thread may not start; no service needs more.
 const STACK_SIZES: std::ops::RangeInclusive<u64> = 64 * 1024..=1024 * 1024 * 1024;
 
@@ -75,6 +78,12 @@ pub(crate) struct Config {
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:9464", help_heading = "Addresses")]
     #[arg(env = "MILLPOND_METRICS", hide_env_values = true, value_parser = address)]
     pub(crate) metrics: SocketAddr,
+
+    /// Also show the status page under this host name, besides IP addresses and localhost; may be repeated, or be a
+    /// list with commas
+    #[arg(long, value_name = "NAME", value_delimiter = ',', help_heading = "Addresses")]
+    #[arg(env = "MILLPOND_STATUS_HOST", hide_env_values = true, value_parser = host_name)]
+    pub(crate) status_host: Vec<String>,
 
     /// Connections the kernel keeps until they are accepted; a warning says if net.core.somaxconn cuts it
     #[arg(long, value_name = "N", default_value = "4096", help_heading = "Addresses")]
@@ -251,6 +260,14 @@ pub(super) fn address(text: &str) -> Result<SocketAddr, String> {
         .map_err(|_| "give an IP address and a port, such as 127.0.0.1:15000 or [::1]:0".to_owned())
 }
 
+fn host_name(text: &str) -> Result<String, String> {
+    let part = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    if text.is_empty() || text.len() > LONGEST_NAME || !text.bytes().all(part) {
+        return Err("give a host name without scheme and port, such as pond.example.org".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
 pub(super) fn whole<const LEAST: usize, const MOST: usize>(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(number) if (LEAST..=MOST).contains(&number) => Ok(number),
@@ -334,8 +351,25 @@ mod tests {
             ("--listen", ["[::1]:0", "0.0.0.0:65535"], ["localhost:1", "127.0.0.1"]),
             ("--overload", ["wait", "reject"], ["evict", "Wait"]),
             ("--log", ["text", "json"], ["xml", ""]),
+            ("--status-host", ["pond.example.org", "a_b-c.,localhost"], ["http://pond", "pond:9464"]),
+            ("--status-host", ["xn--bcher-kva.example", &"a".repeat(253)], ["", &"a".repeat(254)]),
         ] {
             assert_takes(flag, good, bad, parsed);
+        }
+    }
+
+    #[test]
+    fn status_hosts_may_be_repeated_and_listed_with_commas() {
+        let hosts = |args: &[&str]| parsed(args).map(|config| config.status_host);
+        assert_eq!(hosts(&[]), Ok(vec![]));
+        let args = ["--status-host", "a.example,b.example", "--workers=3", "--status-host=c.example"];
+        assert_eq!(hosts(&args), Ok(["a.example", "b.example", "c.example"].map(str::to_owned).into()));
+        for wrong in ["a.example,", "a.example,,b.example", "a.example, b.example"] {
+            let message = hosts(&["--status-host", wrong]).expect_err("no host name");
+            assert!(
+                message.contains("--status-host") && message.contains("without scheme and port"),
+                "{message}"
+            );
         }
     }
 

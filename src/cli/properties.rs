@@ -23,9 +23,10 @@ const HOUR: Duration = Duration::from_secs(3600);
 pub(crate) const ADDRESS: &str = "127.0.0.1:7";
 
 /// Flags of the server with a value. The message about a wrong value names its flag.
-const SERVE_FLAGS: [&str; 13] = [
+const SERVE_FLAGS: [&str; 14] = [
     "--listen",
     "--metrics",
+    "--status-host",
     "--backlog",
     "--workers",
     "--stack-size",
@@ -194,6 +195,7 @@ fn printed(config: &Config) -> Vec<OsString> {
         format!("--drain-timeout={}", format_duration(config.drain_timeout)),
         format!("--log={}", log.get_name()),
     ];
+    flags.extend(config.status_host.iter().map(|name| format!("--status-host={name}")));
     flags.extend(max_connections.map(|most| format!("--max-connections={most}")));
     flags.extend(config.max_queue_wait.map(|wait| format!("--max-queue-wait={}", format_duration(wait))));
     flags.extend(config.verbose.then(|| "--verbose".to_owned()));

@@ -14,7 +14,10 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use crossbeam_channel::{Receiver, select};
-use millpond::{Echo, Exposition, Laboured, PoolError, Report, Server, ServerError, raise_descriptor_limit};
+use millpond::{
+    BoundExposition, Echo, Exposition, Laboured, PoolError, Report, Server, ServerError,
+    raise_descriptor_limit,
+};
 use prometheus::process_collector::ProcessCollector;
 use prometheus::{Gauge, Opts, Registry};
 use tracing::{debug, info, warn};
@@ -105,6 +108,7 @@ pub(crate) fn run(config: &Config) -> ExitCode {
         })
         .probe("/readyz", move || readiness.readiness().map_err(|reason| reason.to_string()))
         .status(running.handle());
+    let exposition = config.status_host.iter().fold(exposition, BoundExposition::status_host);
     let exposition = match exposition.start() {
         Ok(exposition) => exposition,
         Err(error) => return fail(FAILED, explain(&error, "--metrics")),

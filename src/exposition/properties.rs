@@ -1,22 +1,24 @@
-//! What holds for whatever bytes a client sends to the side HTTP endpoint.
+//! What holds for any bytes that a client sends to the side HTTP endpoint.
 //!
-//! [`check`] asserts it of one input, wherever that comes from: the tests below make up some thousands, and the fuzzer of
-//! `fuzz/` finds any number. It is built for these two only.
+//! [`check`] asserts it of one input. The tests below make up some thousands of inputs, and the fuzzer of `fuzz/` finds
+//! any number. This module is built for these two only.
 
 use prometheus::core::Collector;
 use prometheus::{IntGauge, Registry};
 
-use super::{Endpoint, MAX_HEAD, Route};
+use super::host::Hosts;
+use super::shared::Shared;
+use super::{Endpoint, MAX_HEAD, Route, page};
 use crate::server::{Next, Service};
 
 /// More than any answer has, head and body. Only the metrics of a registry may be longer, and the one here is small.
-const MAX_ANSWER: usize = 600;
+const MAX_ANSWER: usize = page::HTML.len() + 900;
 
-/// Asserts all that holds for these bytes, sent at once, cut at these places (modulo the length), and with more after them.
+/// Asserts all that holds for these bytes: sent at once, cut at these places (modulo the length), and with more after them.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// If something does not hold.
 pub fn check(bytes: &[u8], cuts: &[usize]) {
     let at_once = exchange([bytes]);
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
@@ -33,26 +35,26 @@ pub fn check(bytes: &[u8], cuts: &[usize]) {
             assert_eq!(exchange([longer.as_slice()]).as_ref(), Some(answer), "with more after it");
         }
         let start = bytes.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or(bytes.len());
-        let turned_down = matches!(answer.code, 400 | 431 | 505);
-        let no_body = bytes[start..].starts_with(b"HEAD ") && !turned_down;
+        let is_bad = matches!(answer.code, 400 | 431 | 505);
+        let no_body = bytes[start..].starts_with(b"HEAD ") && !is_bad;
         assert_eq!(answer.body.len(), if no_body { 0 } else { answer.length });
     } else {
         assert!(bytes.len() <= MAX_HEAD, "{} bytes, and no answer", bytes.len());
     }
 }
 
-/// As [`check`], cut at places that the last byte decides: what a fuzzer has is bytes.
+/// As [`check`], cut at places that the last byte decides, since a fuzzer only has bytes.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// If something does not hold.
 pub fn check_bytes(bytes: &[u8]) {
     let seed = usize::from(bytes.last().copied().unwrap_or_default());
     let cuts: Vec<usize> = (1..=seed % 8).map(|cut| cut * (seed + 1)).collect();
     check(bytes, &cuts);
 }
 
-/// Sends it to a new endpoint, one piece after another as a connection does. The answer, if there is one.
+/// Sends the pieces to a new endpoint one after another, as a connection does. Returns the answer, if there is one.
 fn exchange<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Answer> {
     let gauge = IntGauge::new("level", "How high the water stands").expect("valid");
     let registry = Registry::new();
@@ -60,23 +62,26 @@ fn exchange<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> Option<Answer> {
     let endpoint = Endpoint::new(
         registry,
         vec![
-            ("/metrics", Route::Metrics),
+            ("/metrics", Route::Metrics(Shared::default())),
             ("/healthz", Route::Probe(Box::new(|| Ok(())))),
             ("/readyz", Route::Probe(Box::new(|| Err("warming up".to_owned())))),
+            ("/", Route::Page),
         ],
+        Hosts::default(),
     );
     let series = counted(&endpoint).len();
-    let mut head = endpoint.open(([127, 0, 0, 1], 9).into());
+    let mut request = endpoint.open(([127, 0, 0, 1], 9).into());
     let mut answer = None;
     for piece in pieces.into_iter().filter(|piece| !piece.is_empty()) {
         let mut bytes = piece.to_vec();
-        let next = endpoint.serve(&mut head, &mut bytes);
-        assert!(head.len() <= MAX_HEAD + 1, "{} bytes are kept of a head", head.len());
+        let next = endpoint.serve(&mut request, &mut bytes);
+        let kept = request.head.len();
+        assert!(kept <= MAX_HEAD + 1, "{kept} bytes are kept of a head");
         if next == Next::Close {
             answer = Some(Answer::read(&bytes));
             break;
         }
-        assert!(bytes.is_empty(), "an answer, and no end after it");
+        assert!(bytes.is_empty(), "an answer, and the connection stays open");
     }
     let counted = counted(&endpoint);
     assert_eq!(counted.len(), series, "a request made a series");
@@ -100,18 +105,19 @@ fn counted(endpoint: &Endpoint) -> Vec<(String, f64)> {
         .collect()
 }
 
-/// An answer, but for its date.
+/// An answer without its date.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     code: u16,
     content_type: String,
-    /// What `Content-Length` says.
+    /// The value of `Content-Length`.
     length: usize,
     body: Vec<u8>,
 }
 
 impl Answer {
-    /// Reads what must be one response, with the headers that all have and nothing a client could have put there.
+    /// Reads bytes that must be one response. It has the headers that every response has, and none that a client could
+    /// have put there.
     fn read(bytes: &[u8]) -> Answer {
         let text = String::from_utf8_lossy(bytes);
         assert!(bytes.len() <= MAX_ANSWER, "{} bytes: {text}", bytes.len());
@@ -123,7 +129,7 @@ impl Answer {
         };
         assert_eq!(response.version, Some(0), "{text}");
         let code = response.code.expect("parsed");
-        assert!([200, 400, 404, 405, 431, 503, 505].contains(&code), "{text}");
+        assert!([200, 400, 404, 405, 421, 431, 503, 505].contains(&code), "{text}");
         let value = |name: &str| {
             let mut found = response.headers.iter().filter(|header| header.name == name);
             let value = found.next().map(|header| std::str::from_utf8(header.value).expect("text"));
@@ -131,15 +137,17 @@ impl Answer {
             value
         };
         let content_type = value("Content-Type").expect("a type");
+        let is_page = content_type == "text/html; charset=utf-8";
         let types = ["text/plain; charset=utf-8", "text/plain; version=0.0.4; charset=utf-8"];
-        assert!(types.contains(&content_type), "{text}");
+        assert!(is_page || types.contains(&content_type), "{text}");
+        assert_eq!(value("Content-Security-Policy"), is_page.then_some(page::POLICY));
         assert_eq!(value("Cache-Control"), Some("no-store"));
         assert_eq!(value("X-Content-Type-Options"), Some("nosniff"));
         assert_eq!(value("Server"), Some("millpond"));
         assert_eq!(value("Allow"), (code == 405).then_some("GET, HEAD"));
         let date = value("Date").expect("a date");
         assert!(date.len() == 29 && date.ends_with(" GMT"), "{date}");
-        assert_eq!(response.headers.len(), 6 + usize::from(code == 405), "one more: {text}");
+        assert_eq!(response.headers.len(), 6 + usize::from(code == 405 || is_page), "one more: {text}");
         let length = value("Content-Length").and_then(|value| value.parse().ok()).expect("a length");
         Answer { code, content_type: content_type.to_owned(), length, body: bytes[end..].to_vec() }
     }
@@ -153,7 +161,7 @@ mod tests {
 
     use super::*;
 
-    /// One thing done to the bytes of a request.
+    /// One change to the bytes of a request.
     #[derive(Clone, Debug)]
     enum Harm {
         Change(u8),
@@ -175,7 +183,7 @@ mod tests {
         prop_oneof![9 => Just("\r\n"), 1 => Just("\n")]
     }
 
-    /// Header lines, those that lie about bodies among them.
+    /// Header lines. Some of them lie about bodies.
     fn header() -> impl Strategy<Value = String> {
         let lengths = prop_oneof![any::<u64>().prop_map(|number| number.to_string()), "[ -~]{0,30}"];
         prop_oneof![
@@ -189,7 +197,19 @@ mod tests {
         ]
     }
 
-    /// Requests that are almost right, of every length around the limit, with anything after them.
+    /// Values of `Host`, and whether they may read the status page.
+    fn host() -> impl Strategy<Value = (String, bool)> {
+        let port = prop_oneof![Just(String::new()), any::<u16>().prop_map(|port| format!(":{port}"))];
+        let name = prop_oneof![
+            any::<std::net::Ipv4Addr>().prop_map(|address| (address.to_string(), true)),
+            any::<std::net::Ipv6Addr>().prop_map(|address| (format!("[{address}]"), true)),
+            select(&["localhost", "LOCALHOST", "localhost."][..]).prop_map(|name| (name.to_owned(), true)),
+            "[a-z]{1,9}[.](example|localhost|127[.]0[.]0[.]1)".prop_map(|name| (name, false)),
+        ];
+        (name, port).prop_map(|((name, allowed), port)| (name + &port, allowed))
+    }
+
+    /// Requests that are almost right, of every length around the limit, with any bytes after them.
     fn almost_a_request() -> impl Strategy<Value = Vec<u8>> {
         let method = prop_oneof![
             4 => select(&["GET", "HEAD", "POST"][..]).prop_map(str::to_owned),
@@ -203,8 +223,10 @@ mod tests {
             4 => select(&["HTTP/1.1", "HTTP/1.0"][..]).prop_map(str::to_owned),
             1 => "(HTTP)?/?[0-3]?[.]?[ -~]{0,4}",
         ];
+        let host = || host().prop_map(|(host, _)| format!("Host: {host}"));
+        let header = || prop_oneof![8 => header(), 1 => host()];
         let headers = prop_oneof![9 => vec(header(), 0..8), 1 => vec(header(), 60..70)];
-        let filling = prop_oneof![8 => Just(0), 2 => 0..9000_usize, 2 => 8000..8300_usize];
+        let filling = prop_oneof![8 => Just(0), 1 => 0..36_000_usize, 2 => 32_500..33_000_usize];
         let harms = prop_oneof![1 => Just(Vec::new()), 2 => vec((any::<Index>(), harm()), 1..4)];
         let rest = vec(any::<u8>(), 0..100);
         (method, target, version, headers, line_end(), filling, harms, rest).prop_map(
@@ -219,7 +241,7 @@ mod tests {
                 }
                 bytes.extend(line_end.bytes());
                 for (place, harm) in harms {
-                    // Cut off, it may be empty.
+                    // A change before this one may have cut it off.
                     if bytes.is_empty() {
                         break;
                     }
@@ -292,6 +314,20 @@ mod tests {
             };
             prop_assert_eq!(answer.code, code);
             prop_assert_eq!(answer.content_type.contains("0.0.4"), path == "/metrics" && get);
+        }
+
+        #[test]
+        fn the_page_is_only_for_allowed_hosts_and_all_else_for_any(
+            (path, page) in select(&[("/", true), ("/metrics", false), ("/healthz", false)][..]),
+            authority in proptest::option::of(host()),
+            host in proptest::option::of(host()),
+        ) {
+            let url = authority.as_ref().map(|(name, _)| format!("http://{name}")).unwrap_or_default();
+            let header = host.as_ref().map(|(name, _)| format!("Host: {name}\r\n")).unwrap_or_default();
+            let request = format!("GET {url}{path} HTTP/1.1\r\n{header}\r\n");
+            let allowed = [&authority, &host].into_iter().flatten().all(|(_, allowed)| *allowed);
+            let answer = exchange([request.as_bytes()]).expect("a whole head");
+            prop_assert_eq!(answer.code, if page && !allowed { 421 } else { 200 }, "{}", request);
         }
     }
 }

@@ -212,9 +212,9 @@ impl Millpond {
         Scrape::after(self.metrics, what, condition)
     }
 
-    /// Asks the side HTTP endpoint.
+    /// Asks the side HTTP endpoint, with its address as the `Host`.
     pub fn get(&self, path: &str) -> Response {
-        http(self.metrics, format!("GET {path} HTTP/1.1\r\nHost: test\r\n\r\n"))
+        http(self.metrics, format!("GET {path} HTTP/1.1\r\nHost: {}\r\n\r\n", self.metrics))
     }
 
     /// A line of `/proc/<pid>/status`, as a number.
