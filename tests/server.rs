@@ -119,7 +119,7 @@ fn saturation_is_what_arithmetic_says() {
     let first = server.scrape();
     let shortest = Instant::now();
     let (mut depths, mut ages, mut busy, mut scrapes) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    while start.elapsed() < Duration::from_secs(2) {
+    while start.elapsed() < Duration::from_secs(3) {
         let asked = Instant::now();
         let scrape = server.scrape();
         scrapes.push(asked.elapsed());
@@ -149,9 +149,12 @@ fn saturation_is_what_arithmetic_says() {
     let utilization = rise("busy_seconds_total") / 4.0;
     assert!(utilization <= longest * 1.001, "busy for {utilization} s of {longest} s");
     let (depth, busy) = (mean(&depths), mean(&busy));
-    // Little's law: the mean depth is the rate of jobs times their mean wait.
-    let little = (jobs * wait / longest * 0.85)..=(jobs * wait / shortest * 1.15);
-    assert!(little.contains(&depth), "depth {depth}, and not {little:?}");
+    // Little's law: the mean depth is the rate of jobs times their mean wait. Jobs that wait at one end of the time have
+    // a part of their wait on the other side of it, each at most as much as the oldest.
+    let waited = |scrape: &Scrape| scrape.pool("queue_depth") * scrape.pool("queue_oldest_age_seconds");
+    let least = (jobs * wait - waited(&first)) / longest;
+    let most = (jobs * wait + waited(&last)) / shortest;
+    assert!((least * 0.9..=most * 1.1).contains(&depth), "depth {depth}, and not {least} to {most}");
     assert!(
         (utilization * 4.0 / longest * 0.9..=utilization * 4.0 / shortest * 1.1).contains(&busy),
         "{busy} busy"
@@ -163,7 +166,7 @@ fn saturation_is_what_arithmetic_says() {
     }
     // The oldest job is the next to leave the queue, so it has waited for nearly as long as it will.
     let age = mean(&ages);
-    assert!((wait * 0.7..wait * 1.2).contains(&age), "oldest {age} s, waited {wait} s");
+    assert!((wait * 0.6..wait * 1.5).contains(&age), "oldest {age} s, waited {wait} s");
     let rise = |name: &str| last.get(name) - first.get(name);
     let latency = rise("echo_latency_seconds_sum") / rise("echo_latency_seconds_count");
     assert!(((wait + work) * 0.85..(wait + work) * 1.15).contains(&latency), "latency {latency} s");
