@@ -1,7 +1,7 @@
-//! The clock every measurement is read from.
+//! The clock that every measurement reads.
 //!
 //! Times that cross threads are kept in atomics, so they are whole nanoseconds since one epoch instead of
-//! [`Instant`]s. A reading is never 0, which leaves 0 free to mean "none".
+//! [`Instant`]s. A reading is never 0, so 0 can mean "none".
 //!
 //! If the kernel reads its own time from the processor's time stamp counter, the clock reads that counter through
 //! `quanta`. A reading costs a fraction of a call of the system's clock, and a job needs two. The clock takes the
@@ -26,7 +26,7 @@ enum Epoch {
 }
 
 impl Clock {
-    /// Starts a clock; its first readings are a few nanoseconds above 1.
+    /// Starts a clock. Its first readings are a few nanoseconds above 1.
     #[must_use]
     pub(crate) fn start() -> Self {
         let epoch = match trusted_counter() {

@@ -1,4 +1,4 @@
-//! Under a service manager: its listeners outlive the server, and it is told what the server does.
+//! The server under a service manager, which keeps the listeners and hears of the server's state.
 
 mod common;
 

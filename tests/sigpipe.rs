@@ -1,7 +1,7 @@
-//! A server in a program that does not ignore SIGPIPE: a client that is gone must not end it.
+//! A client that has gone must not end a program that does not ignore SIGPIPE.
 //!
-//! Rust's `main` ignores the signal. Programs that start in C, and those that set it back so that `| head` ends them, do
-//! not. A file of its own, as the handler is the process's.
+//! Rust's `main` ignores the signal. Programs that start in C do not, and some programs restore it so that `| head` ends
+//! them. This test has its own file because a signal handler belongs to the whole process.
 
 mod common;
 
@@ -17,7 +17,7 @@ use signal_hook::consts::SIGPIPE;
 use common::pools::Latch;
 use common::{connect, eventually};
 
-/// Echoes when the latch is open, and says how many wait for that.
+/// Echoes when the latch is open, and counts the messages that wait for it.
 #[derive(Clone, Default)]
 struct Held {
     latch: Latch,
@@ -48,7 +48,7 @@ fn connections_of(port: u16) -> usize {
     table.lines().filter(is_open).count()
 }
 
-/// The client half-closes and resets while the service works, so that the answer is written to a pipe with no reader.
+/// The client half-closes and resets while the service works, so the server sends the answer to a closed connection.
 #[test]
 fn a_client_that_is_gone_sends_the_program_no_signal() {
     const CLIENTS: usize = 4;
