@@ -1,15 +1,16 @@
-//! The door: which newcomers are let in, and what happens when one cannot be.
+//! The door: the listener, and what the server does when `accept` fails.
 //!
 //! Guarantees:
-//! - No more than `max_connections` are open. At the limit, or while the oldest job in the queue is older
-//!   than allowed, newcomers wait in the kernel's backlog, are refused, or take the place of an idle one, as
-//!   the policy says.
-//! - No `accept` error ends accepting. Each is counted; all but a vanished client pause the door, for 10 ms
-//!   at first and up to a second while it goes on, so that a full descriptor table costs no processor time.
-//!   Nor does a system that says of every client that it vanished: many in a row pause the door, too.
-//! - Other parts of the process find descriptors even when the door has run into the limit: a [`Ballast`] of
-//!   spare ones is dropped at the first failure, and the door stays shut until it could take all of them
-//!   back.
+//! - The server holds no more than `max_connections` open connections. At the limit, or while the oldest job in the
+//!   queue is older than allowed, a new client waits in the listen queue, is refused, or takes the place of an idle
+//!   connection. [`Overload`] chooses which.
+//! - No `accept` error ends accepting. The door counts each error. An error pauses the door for 10 ms at first, and
+//!   for up to a second if errors go on, so that a full descriptor table costs no processor time.
+//! - A client that vanished before it was accepted does not pause the door. [`VANISHED_IN_A_ROW`] such clients
+//!   without a success between them do, because a system may report every client as vanished.
+//! - Other parts of the process still get descriptors when the door has used the last one. The door holds spare
+//!   descriptors, the [`Ballast`], and closes them at the first failure. It accepts again when it holds all of them
+//!   again.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -28,16 +29,16 @@ use crate::log_limit::LogLimit;
 const PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
-/// Clients vanished in a row, for which the door pauses: as many as come at a time. A security policy that refuses
-/// every `accept` looks like this, and leaves the listener ready for ever.
+/// So many vanished clients in a row pause the door: as many as the reactor accepts at a time. A security policy that
+/// refuses every `accept` looks like this, and the listener stays ready all the while.
 const VANISHED_IN_A_ROW: u32 = 64;
 
-/// What a server does with newcomers it has no room for.
+/// What a server does with new clients that it has no room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Overload {
-    /// Stops accepting: newcomers wait in the kernel's backlog until there is room, or give up.
+    /// Stops accepting. New clients wait in the listen queue until there is room, or give up.
     Wait,
-    /// Accepts and closes them at once, counted by reason: they can go elsewhere.
+    /// Accepts new clients, closes them at once, and counts them by reason. They can go to another server.
     Reject,
     /// Closes another connection to make room. First go connections whose clients have everything. Then goes the
     /// connection without progress for longest: a silent client, half a request, or a client that does not read. While
@@ -56,41 +57,43 @@ impl Overload {
     }
 }
 
-/// Who holds the listener.
+/// Which processes hold the listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Holder {
-    /// This server alone: its backlog ends with it.
+    /// This process alone. The listen queue ends with it.
     Alone,
-    /// Others too, who will accept from its backlog what this server does not.
+    /// Other processes too. They accept the clients in the listen queue that this process leaves there.
     Shared,
 }
 
-/// The listener with its pauses.
+/// The listener and its pauses.
 #[derive(Debug)]
 pub(crate) struct Door {
-    /// `None` once the drain has emptied the backlog, or left it to others.
+    /// `None` after the drain has emptied the listen queue, or has left it to other processes.
     listener: Option<TcpListener>,
     holder: Holder,
-    /// The listener was reported ready and has not been found empty since.
+    /// The kernel reported the listener ready, and `accept` has not found its queue empty since.
     pub(crate) ready: bool,
-    /// Not before this time; 0 when not paused.
+    /// When the pause ends, by the server's clock; 0 if the door is not paused.
     paused_until_ns: u64,
+    /// How long the next pause lasts.
     pause: Duration,
-    /// Clients that vanished since the last that did not.
+    /// How many clients vanished since the last success or pause.
     vanished: u32,
     ballast: Ballast,
     log: LogLimit,
 }
 
-/// What came of one `accept`.
+/// What one `accept` led to.
 #[derive(Debug)]
 pub(crate) enum Knock {
+    /// A new client and its address.
     Newcomer(TcpStream, std::net::SocketAddr),
-    /// Nobody waits.
+    /// The listen queue is empty.
     Nobody,
-    /// A newcomer vanished; the next may be sound.
+    /// A client vanished before it was accepted, or a signal came. The next `accept` may succeed.
     Vanished,
-    /// The door is paused now.
+    /// `accept` failed, and the door is paused now.
     Paused,
 }
 
@@ -99,7 +102,7 @@ impl Door {
         Door {
             listener: Some(listener),
             holder,
-            // Connections may have come before the listener was registered.
+            // Clients may have connected before the listener was registered with the poller.
             ready: true,
             paused_until_ns: 0,
             pause: PAUSE,
@@ -109,7 +112,7 @@ impl Door {
         }
     }
 
-    /// Has the poller report newcomers under this token.
+    /// Registers the listener with the poller, under this token.
     pub(crate) fn register(&mut self, registry: &mio::Registry, token: mio::Token) -> io::Result<()> {
         match &mut self.listener {
             Some(listener) => registry.register(listener, token, mio::Interest::READABLE),
@@ -126,18 +129,19 @@ impl Door {
         self.listener.as_ref()
     }
 
-    /// Whether descriptors ran out and have not come back.
+    /// Whether descriptors ran out, and the spare ones could not all be opened again yet.
     pub(crate) fn is_starved(&self) -> bool {
         self.ballast.is_dropped()
     }
 
-    /// When a paused door may be tried again.
+    /// When a pause ends, by the server's clock; `None` if the door is not paused. The reactor must wake at this time:
+    /// no event tells it of the end of a pause.
     pub(crate) fn paused_until_ns(&self) -> Option<u64> {
         (self.is_open() && self.paused_until_ns != 0).then_some(self.paused_until_ns)
     }
 
-    /// Whether `accept` may be tried now. A pause that has run out ends here, unless descriptors are still
-    /// wanting.
+    /// Whether the reactor may call [`accept`](Door::accept) now. A pause whose time is over ends here, but if the spare
+    /// descriptors cannot all be opened, another pause begins.
     pub(crate) fn may_accept(&mut self, now_ns: u64) -> bool {
         if !self.is_open() || !self.ready || now_ns < self.paused_until_ns {
             return false;
@@ -150,7 +154,7 @@ impl Door {
         true
     }
 
-    /// Accepts one newcomer, if there is one.
+    /// Accepts one client, if one is in the listen queue.
     pub(crate) fn accept(&mut self, ledger: &Ledger, now_ns: u64) -> Knock {
         match &self.listener {
             Some(listener) => {
@@ -161,7 +165,7 @@ impl Door {
         }
     }
 
-    /// Decides what comes of an `accept`.
+    /// Decides what follows from the outcome of an `accept`.
     fn answer(
         &mut self,
         outcome: io::Result<(TcpStream, std::net::SocketAddr)>,
@@ -203,32 +207,35 @@ impl Door {
         Knock::Paused
     }
 
+    /// Begins a pause, and doubles the next one up to [`LONGEST_PAUSE`].
     fn pause_from(&mut self, now_ns: u64) {
         self.paused_until_ns = now_ns + ns(self.pause);
         self.pause = (self.pause * 2).min(LONGEST_PAUSE);
     }
 
-    /// From now on the kernel lets one newcomer at a time into the backlog, and that only when it is empty
-    /// (so Linux reads a backlog of 0): what stands in it can be served to the end. A shared listener goes on as it is.
+    /// Keeps the listen queue at one client from now on, so that the server can come to its end. Linux reads a backlog of
+    /// 0 like this: it lets a client in only while the queue is empty. A shared listener stays as it is.
     pub(crate) fn stop_listening(&self) {
         if let (Some(listener), Holder::Alone) = (&self.listener, self.holder) {
-            // It cannot fail on a listening socket; if it did, more would be accepted, which harms nobody.
+            // It cannot fail on a listening socket. If it did, the server would only accept more clients.
             let _ = rustix::net::listen(listener, 0);
         }
     }
 
-    /// From now on nobody comes who does not stand in the backlog yet. Of a listener held alone, the kernel lets
-    /// nobody in any more: a socket filter drops every packet that is for the listener itself. Connections in the
-    /// backlog have sockets of their own. Clients' attempts go unanswered, and are refused when they are repeated
-    /// after the listener was closed. A shared one is left, and its backlog with it.
+    /// Keeps every further client out of the listen queue.
+    ///
+    /// If this process alone holds the listener, it attaches a socket filter that drops every packet for the listener
+    /// itself. Connections in the queue have sockets of their own, so they stay. The kernel does not answer further
+    /// clients, and refuses them when they try again after the listener is closed. A shared listener is closed here, and
+    /// other processes accept from its queue.
     pub(crate) fn seal(&mut self, registry: &mio::Registry) {
         /// `BPF_RET | BPF_K`: return a constant, the number of bytes to keep.
         const RETURN: u16 = 0x06;
         match (&self.listener, self.holder) {
             (Some(listener), Holder::Alone) => {
                 let keep_nothing = [SockFilter::new(RETURN, 0, 0, 0)];
-                // Where filters are not to be had, a newcomer may still come in for each that leaves, until the
-                // deadline.
+                // If the kernel has no filters, one further client may come in for each that is accepted, until the
+                // drain's deadline.
                 let _ = SockRef::from(listener).attach_filter(&keep_nothing);
             }
             (Some(_), Holder::Shared) => self.close(registry),
@@ -236,18 +243,19 @@ impl Door {
         }
     }
 
-    /// Closes the listener. Who still stands in its backlog is reset by the kernel, unless others hold it.
+    /// Closes the listener. The kernel resets the clients in its queue, unless other processes hold the listener too.
     pub(crate) fn close(&mut self, registry: &mio::Registry) {
         if let Some(mut listener) = self.listener.take() {
-            // While others hold it, the kernel would report their newcomers here. If it fails, that is all it does.
+            // While other processes hold it, the kernel would go on to report their clients here. If this fails, the
+            // reports come, and cost a wake-up each.
             let _ = registry.deregister(&mut listener);
         }
         self.ready = false;
     }
 }
 
-/// The errors of `accept(2)`. It also passes on network errors that were pending on the new connection, which
-/// its manual says to treat as if nothing had come.
+/// Sorts the errors of `accept(2)`. Linux also passes on network errors that were pending on the new connection. The
+/// manual says to treat those as if no client had come.
 fn classify(error: &io::Error) -> AcceptFailure {
     use rustix::io::Errno;
     match Errno::from_io_error(error) {
@@ -270,18 +278,19 @@ fn classify(error: &io::Error) -> AcceptFailure {
     }
 }
 
-/// Spare descriptors, held so that they can be let go.
+/// Spare descriptors, held so that they can be closed when descriptors run out.
 ///
-/// Connections can use up the descriptor table although their number is limited below it: the limit may be
-/// lowered while the program runs, or other parts of it may open files. Then the metrics endpoint could
-/// neither accept a scrape nor read `/proc`, just when it is needed. The spare descriptors are opened first,
-/// so they also have the lowest numbers, which stay usable when the limit is lowered.
+/// Connections can use up the descriptor table although `max_connections` is below its size: the limit may be lowered
+/// while the program runs, or other parts of the program may open files. Without spare descriptors the metrics endpoint
+/// could then neither accept a scrape nor read `/proc`. The spare descriptors are opened first, so they have the
+/// lowest numbers, which stay usable when the limit is lowered.
 #[derive(Debug)]
 pub(crate) struct Ballast {
-    /// What each spare descriptor is a copy of: a socket that nobody talks to. Not the listener, whose copies would keep
-    /// it listening after the door has closed.
+    /// Each spare descriptor is a copy of this unused socket. Copies of the listener would keep it listening after the
+    /// door has closed it.
     original: Option<OwnedFd>,
     spare: Vec<OwnedFd>,
+    /// How many spare descriptors there are when all are held.
     size: usize,
 }
 
@@ -307,7 +316,8 @@ impl Ballast {
         self.spare.clear();
     }
 
-    /// Takes back as many as can be had; if that is not all, keeps none. Whether all are held now.
+    /// Opens all spare descriptors again. If the system refuses one, it closes the others, so that the rest of the process
+    /// can use them. Returns whether all are held now.
     fn take_back(&mut self) -> bool {
         while let Some(original) = &self.original
             && self.spare.len() < self.size
@@ -329,7 +339,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn errors_that_concern_one_newcomer_do_not_pause_the_door() {
+    fn accept_errors_are_sorted_by_what_they_mean() {
         use rustix::io::Errno;
         for (errno, failure) in [
             (Errno::MFILE, AcceptFailure::FdLimit),
@@ -359,7 +369,7 @@ mod tests {
         assert!(door.may_accept(2_000_000_000), "the pause is over");
     }
 
-    /// A door whose listener one client has come to, and that has three spare descriptors.
+    /// A door with three spare descriptors and one client in its listen queue, and that client.
     fn door_with_a_newcomer() -> (Door, std::net::TcpStream) {
         let listener = TcpListener::bind(([127, 0, 0, 1], 0).into()).expect("a port");
         let client =
@@ -368,58 +378,74 @@ mod tests {
         (Door::new(listener, Holder::Alone, ballast), client)
     }
 
-    /// Failed accepts: for want of a descriptor, of vanished clients, and others.
+    /// How many accepts have failed: for lack of a descriptor, because the client vanished, and for another reason.
     fn failed(ledger: &Ledger) -> Vec<u64> {
         ledger.failed_accepts().map(|(_, count)| count).collect()
     }
 
     #[test]
-    fn a_full_table_of_the_process_or_the_system_costs_a_pause_and_the_ballast() {
+    fn a_full_descriptor_table_pauses_the_door_and_closes_the_spare_descriptors() {
         for errno in [rustix::io::Errno::MFILE, rustix::io::Errno::NFILE] {
             let ((mut door, client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
             assert!(matches!(door.answer(Err(errno.into()), &ledger, 1_000_000), Knock::Paused), "{errno}");
             assert_eq!(failed(&ledger), [1, 0, 0], "{errno}");
-            assert!(door.is_starved(), "the spare descriptors are for others now");
+            assert!(door.is_starved(), "the rest of the process can use the spare descriptors now");
             assert_eq!(door.paused_until_ns(), Some(1_000_000 + ns(PAUSE)));
             assert!(!door.may_accept(1_000_000 + ns(PAUSE) - 1));
-            // Descriptors are to be had again, and who waited is let in.
+            // There are descriptors again, and the door accepts the client that waited.
             assert!(door.may_accept(1_000_000 + ns(PAUSE)) && !door.is_starved());
+            assert_eq!(door.paused_until_ns(), None, "the reactor would wake at once, again and again");
             match door.accept(&ledger, 2 * ns(PAUSE)) {
                 Knock::Newcomer(_, peer) => assert_eq!(peer, client.local_addr().expect("an address")),
                 other => panic!("{errno}: {other:?}"),
             }
-            assert_eq!(door.pause, PAUSE, "the next pause is a short one again");
+            assert_eq!(door.pause, PAUSE, "the next pause is short again");
         }
     }
 
     #[test]
-    fn a_newcomer_that_vanished_or_a_signal_costs_nothing() {
+    fn a_vanished_client_or_a_signal_does_not_pause_the_door() {
         for (errno, counted) in
             [(rustix::io::Errno::CONNABORTED, 1), (rustix::io::Errno::PROTO, 1), (rustix::io::Errno::INTR, 0)]
         {
             let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
             assert!(matches!(door.answer(Err(errno.into()), &ledger, 1_000_000), Knock::Vanished), "{errno}");
             assert_eq!(failed(&ledger), [0, counted, 0], "{errno}");
-            assert!(door.may_accept(1_000_000) && !door.is_starved(), "{errno}: the next may be sound");
+            assert!(door.may_accept(1_000_000) && !door.is_starved(), "{errno}: the next accept may succeed");
             assert!(matches!(door.accept(&ledger, 1_000_000), Knock::Newcomer(..)), "{errno}");
         }
     }
 
-    #[test]
-    fn clients_that_vanish_for_ever_cost_a_pause() {
-        let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
-        let mut vanish = || {
+    /// Lets so many clients in a row vanish. Returns whether none of them paused the door.
+    fn vanish(door: &mut Door, ledger: &Ledger, clients: u32) -> bool {
+        (0..clients).all(|_| {
             let refused = Err(rustix::io::Errno::PERM.into());
-            matches!(door.answer(refused, &ledger, 1_000_000), Knock::Vanished)
-        };
-        assert!((1..VANISHED_IN_A_ROW).all(|_| vanish()) && !vanish(), "the last of the row");
+            matches!(door.answer(refused, ledger, 1_000_000), Knock::Vanished)
+        })
+    }
+
+    #[test]
+    fn clients_that_vanish_for_ever_pause_the_door() {
+        let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
+        assert!(vanish(&mut door, &ledger, VANISHED_IN_A_ROW - 1), "too few for a pause");
+        assert!(!vanish(&mut door, &ledger, 1), "the last of the row");
         assert!(!door.may_accept(1_000_000), "paused");
         assert!(door.may_accept(1_000_000 + ns(PAUSE)) && !door.is_starved());
+        assert!(vanish(&mut door, &ledger, VANISHED_IN_A_ROW - 1), "the count begins anew after the pause");
         assert!(matches!(door.accept(&ledger, 2 * ns(PAUSE)), Knock::Newcomer(..)));
     }
 
     #[test]
-    fn any_other_failure_costs_a_pause_and_keeps_the_ballast() {
+    fn an_accepted_client_ends_a_row_of_vanished_ones() {
+        let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
+        assert!(vanish(&mut door, &ledger, VANISHED_IN_A_ROW - 1));
+        assert!(matches!(door.accept(&ledger, 1_000_000), Knock::Newcomer(..)));
+        assert!(vanish(&mut door, &ledger, VANISHED_IN_A_ROW - 1), "no client of the row before counts");
+        assert!(!vanish(&mut door, &ledger, 1), "the last of the new row");
+    }
+
+    #[test]
+    fn any_other_failure_pauses_the_door_and_keeps_the_spare_descriptors() {
         for errno in [rustix::io::Errno::NOMEM, rustix::io::Errno::NOBUFS, rustix::io::Errno::IO] {
             let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
             assert!(matches!(door.answer(Err(errno.into()), &ledger, 1_000_000), Knock::Paused), "{errno}");
@@ -429,21 +455,24 @@ mod tests {
     }
 
     #[test]
-    fn a_door_is_tried_until_it_was_found_empty_or_is_closed() {
+    fn the_door_accepts_until_its_queue_is_empty_or_it_is_closed() {
         let ((mut door, _client), ledger) = (door_with_a_newcomer(), Ledger::new(1));
         let poll = mio::Poll::new().expect("a poller");
         assert!(door.may_accept(1));
         assert!(matches!(door.accept(&ledger, 1), Knock::Newcomer(..)) && door.may_accept(1));
-        assert!(matches!(door.accept(&ledger, 1), Knock::Nobody) && !door.may_accept(1), "nobody is left");
+        assert!(
+            matches!(door.accept(&ledger, 1), Knock::Nobody) && !door.may_accept(1),
+            "the queue is empty"
+        );
         door.ready = true;
         assert!(door.may_accept(1));
         door.close(poll.registry());
         door.ready = true;
-        assert!(!door.may_accept(1), "closed, and reported ready too late");
+        assert!(!door.may_accept(1), "closed; the report that it is ready came too late");
     }
 
     #[test]
-    fn ballast_comes_back_whole_or_not_at_all() {
+    fn all_spare_descriptors_are_opened_again() {
         let mut ballast = Ballast::new(3).expect("three descriptors");
         assert!(!ballast.is_dropped());
         ballast.drop_all();
