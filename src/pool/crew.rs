@@ -249,7 +249,10 @@ impl Roster {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use super::*;
+    use crate::sync::event::{Listener, listener};
 
     fn crew_of(workers: usize) -> Crew {
         let crew = Crew::default();
@@ -301,6 +304,33 @@ mod tests {
         crew.wait_is_over(room);
         assert_eq!(crew.wait(1, Awaited::Room, || false), Err(Refusal::HasRoom));
         assert_eq!(crew.wait(1, Awaited::Room, || true), HOPELESS);
+    }
+
+    /// Whether `step` wakes all of those who wait for room.
+    fn wakes_all_who_wait_for_room(crew: &Crew, step: impl FnOnce()) -> bool {
+        listener!(crew.room => first);
+        listener!(crew.room => second);
+        step();
+        let now = Instant::now();
+        first.wait_deadline(now).is_some() && second.wait_deadline(now).is_some()
+    }
+
+    #[test]
+    fn a_worker_that_cannot_begin_wakes_those_who_wait_for_room() {
+        let crew = crew_of(3);
+        assert!(wakes_all_who_wait_for_room(&crew, || crew.withdraw()));
+        assert_eq!(crew.workers(), 2);
+    }
+
+    #[test]
+    fn the_last_worker_to_wait_wakes_those_who_wait_for_room() {
+        let crew = crew_of(3);
+        assert!(crew.wait(1, Awaited::Room, || true).is_ok());
+        assert!(
+            !wakes_all_who_wait_for_room(&crew, || assert!(join(&crew, 2, &[10]).is_ok())),
+            "another worker is free"
+        );
+        assert!(wakes_all_who_wait_for_room(&crew, || assert!(join(&crew, 3, &[10]).is_ok())));
     }
 
     #[test]
