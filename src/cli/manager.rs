@@ -1,12 +1,14 @@
-//! The service manager, where there is one: the listeners it passes on, and what it is told in return, by systemd's
+//! The service manager, if there is one: the listeners that it passes on, and the messages that it gets, by systemd's
 //! protocol ([`sd_listen_fds`](https://www.freedesktop.org/software/systemd/man/latest/sd_listen_fds.html) and
 //! [`sd_notify`](https://www.freedesktop.org/software/systemd/man/latest/sd_notify.html)).
 //!
-//! Guarantees: what is passed on to this process is used or refused; a message that cannot be delivered is logged once and
-//! stops nothing; a manager that does not read holds up nothing for longer than a second; the watchdog hears of a life
-//! that the reactor has given a sign of, not of this thread's.
+//! Guarantees:
+//! - A socket that is passed on to this process is used or refused.
+//! - A message that cannot be delivered stops nothing. The first of several in a row is logged.
+//! - A manager that does not read holds up this thread for no longer than a second.
+//! - The watchdog gets a message only if the reactor has come round lately. That this thread runs is not enough.
 //!
-//! It leaves to others when to say what.
+//! `serve.rs` decides when to send which message.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -29,11 +31,11 @@ const METRICS: &str = "metrics";
 /// From the drain's deadline to the exit: workers that let go late, the last scrape, the log's last lines.
 const MARGIN: Duration = Duration::from_secs(5);
 
-/// How long news waits for a manager that has not yet read what came before: its queue may hold ten messages only.
-/// A heartbeat does not wait, as the next one says the same.
+/// How long a message waits for a manager that has not yet read the messages before it: its queue may hold only ten.
+/// A heartbeat does not wait, because the next one says the same.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// The listeners that were passed on. What was not is bound as the flags say.
+/// The listeners that were passed on. A listener that was not passed on is bound as the flags say.
 #[derive(Debug, Default)]
 pub(crate) struct Listeners {
     pub(crate) echo: Option<TcpListener>,
@@ -41,11 +43,11 @@ pub(crate) struct Listeners {
 }
 
 impl Listeners {
-    /// Takes them over. To be called once, before any thread is started: it clears variables that announce them.
+    /// Takes the listeners over. Call it once, before any thread is started: it clears the variables that announce them.
     ///
     /// # Errors
     ///
-    /// In one line, what was passed on that has no use, and the remedy.
+    /// One line that names the sockets that have no use, and the remedy.
     pub(crate) fn take() -> Result<Listeners, String> {
         // The crate that takes the descriptors does not look at their names.
         let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
@@ -66,8 +68,8 @@ impl Listeners {
 pub(crate) const REMEDY: &str = "pass on at most two TCP sockets that listen, the echo's and the metrics': in this order, \
                                  or named echo and metrics";
 
-/// Whose each socket is, for `count` sockets with these names, separated by colons. Named as we name them, the name
-/// decides; where no name is ours (unless told otherwise, systemd names a socket as its unit), the order does.
+/// Which listener each socket is for, of `count` sockets with these names, separated by colons. If any name is one of
+/// ours, the names decide. If none is, the order does: unless told otherwise, systemd names a socket after its unit.
 fn roles(names: &str, count: usize) -> Result<Vec<&'static str>, String> {
     let names: Vec<&str> = names.split(':').collect();
     let named = |name: &&str| [ECHO, METRICS].into_iter().find(|ours| ours == name);
@@ -83,51 +85,52 @@ fn roles(names: &str, count: usize) -> Result<Vec<&'static str>, String> {
     Ok(roles)
 }
 
-/// Tells the manager how the program fares. Without a manager, nobody is told.
+/// Tells the manager how the program fares. Without a manager, it does nothing.
 #[derive(Debug)]
 pub(crate) struct Manager {
-    /// Where it hears, if there is one.
+    /// The manager's socket, if there is a manager.
     ear: Option<OsString>,
+    /// The manager ends the program if no heartbeat comes for this long.
     watchdog: Option<Duration>,
     /// The last message could not be delivered.
     deaf: bool,
 }
 
 impl Manager {
-    /// As the environment says.
+    /// The manager that the environment names.
     pub(crate) fn from_env() -> Self {
         let watchdog = sd_notify::watchdog_enabled().filter(|limit| !limit.is_zero());
         Manager { ear: std::env::var_os("NOTIFY_SOCKET"), watchdog, deaf: false }
     }
 
-    /// When to [`feed`](Manager::feed) the watchdog: twice within its time, as its manual asks. Never, when there is none.
+    /// When to [`feed`](Manager::feed) the watchdog: twice within its time, as its manual asks. Without a watchdog, never.
     pub(crate) fn feeding(&self) -> Receiver<Instant> {
         self.watchdog.map_or_else(crossbeam_channel::never, |limit| crossbeam_channel::tick(limit / 2))
     }
 
-    /// Everything is started.
+    /// Says that everything is started.
     pub(crate) fn ready(&mut self, status: &str) {
         self.tell(&[NotifyState::Ready, NotifyState::Status(status)], Some(PATIENCE));
     }
 
-    /// The end has begun, and takes `longest` at most. The manager is asked for as much time, and [`MARGIN`]: it gives no
-    /// less than it would have given.
+    /// Says that the drain has begun and takes `longest` at most. Asks the manager for as much time and [`MARGIN`]. The
+    /// manager never gives less time than it would have given unasked.
     pub(crate) fn stopping(&mut self, longest: Duration) {
         let status = format!("draining, {} at most", humantime::format_duration(longest));
-        // The crate's number ends at 71 minutes. A longer drain needs the manager's own limit to be longer.
+        // The crate's number ends at 71 minutes. For a longer drain, the manager's own limit has to be longer.
         let micros = u32::try_from((longest + MARGIN).as_micros()).unwrap_or(u32::MAX);
         let news =
             [NotifyState::Stopping, NotifyState::ExtendTimeoutUsec(micros), NotifyState::Status(&status)];
         self.tell(&news, Some(PATIENCE));
     }
 
-    /// How it ended.
+    /// Says how the drain ended.
     pub(crate) fn ended(&mut self, status: &str) {
         self.tell(&[NotifyState::Status(status)], Some(PATIENCE));
     }
 
-    /// Feeds the watchdog if the reactor has come round lately. A program whose reactor hangs is left to starve: the
-    /// manager ends it, and starts another.
+    /// Sends the watchdog a heartbeat if the reactor has come round lately. If the reactor hangs, no heartbeat comes, and
+    /// the manager ends the program and starts another.
     pub(crate) fn feed(&mut self, server: &ServerHandle) {
         if server.health().is_ok() {
             self.tell(&[NotifyState::Watchdog], None);
@@ -148,11 +151,11 @@ impl Manager {
     }
 }
 
-/// Sends a message, or fails: at once, or when the patience is over. The crate's own way waits for a manager that does
-/// not read as long as it takes, and the thread that tells it is the one that takes signals.
+/// Sends a message, or fails at once or when the patience is over. The crate's own function would wait for a manager that
+/// does not read without a limit, and this thread also takes the signals.
 fn send(ear: &OsStr, message: &[NotifyState<'_>], patience: Option<Duration>) -> io::Result<()> {
     let address = match ear.as_bytes() {
-        // Of the names without a file, which begin with a zero byte.
+        // An abstract name, which has no file. In the kernel it begins with a zero byte.
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
         _ => SocketAddr::from_pathname(ear)?,
     };
@@ -162,7 +165,7 @@ fn send(ear: &OsStr, message: &[NotifyState<'_>], patience: Option<Duration>) ->
         Some(_) => socket.set_write_timeout(patience)?,
         None => socket.set_nonblocking(true)?,
     }
-    // A datagram goes whole or not at all. The service that is shipped may not call `connect`.
+    // A datagram is sent whole or not at all. The shipped unit forbids `connect`.
     socket.send_to_addr(text.as_bytes(), &address).map(|_| ())
 }
 
@@ -171,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_decide_whose_a_socket_is_and_else_their_order() {
+    fn names_decide_which_listener_a_socket_is_or_else_their_order() {
         assert_eq!(roles("", 0), Ok(vec![]));
         for (names, roles_of_two) in [
             ("echo:metrics", [ECHO, METRICS]),
@@ -199,5 +202,68 @@ mod tests {
             assert!(message.contains(&names.replace(':', ", ")), "{message}");
             assert!(message.contains(REMEDY) && message.starts_with(&count.to_string()), "{message}");
         }
+    }
+
+    /// A name that no other test uses. Abstract names need no file.
+    fn own_name(of: &str) -> String {
+        format!("millpond-{of}-{}", std::process::id())
+    }
+
+    fn manager_at(name: &str) -> Manager {
+        Manager { ear: Some(format!("@{name}").into()), watchdog: None, deaf: false }
+    }
+
+    fn listen(name: &str) -> UnixDatagram {
+        let address = SocketAddr::from_abstract_name(name).expect("a name");
+        let socket = UnixDatagram::bind_addr(&address).expect("a name that is free");
+        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+        socket
+    }
+
+    fn next(socket: &UnixDatagram) -> String {
+        let mut message = [0; 1000];
+        let length = socket.recv(&mut message).expect("a message");
+        String::from_utf8_lossy(&message[..length]).into_owned()
+    }
+
+    #[test]
+    fn of_messages_that_fail_in_a_row_the_first_is_logged() {
+        let name = own_name("log");
+        let mut manager = manager_at(&name);
+        for _ in 0..2 {
+            manager.ended("nobody hears");
+            assert!(manager.deaf, "no more is logged");
+        }
+        let socket = listen(&name);
+        manager.ended("well");
+        assert_eq!(next(&socket), "STATUS=well\n");
+        assert!(!manager.deaf, "the next failure is logged again");
+        drop(socket);
+        manager.ended("nobody hears");
+        assert!(manager.deaf);
+    }
+
+    #[test]
+    fn a_manager_is_asked_for_more_time_than_the_drain_takes() {
+        let name = own_name("time");
+        let (socket, mut manager) = (listen(&name), manager_at(&name));
+        manager.stopping(Duration::from_secs(30));
+        let expected = "STOPPING=1\nEXTEND_TIMEOUT_USEC=35000000\nSTATUS=draining, 30s at most\n";
+        assert_eq!(next(&socket), expected);
+        // The number is one of 32 bits.
+        manager.stopping(Duration::from_secs(7200));
+        assert!(next(&socket).contains("EXTEND_TIMEOUT_USEC=4294967295\n"));
+    }
+
+    #[test]
+    fn the_watchdog_is_fed_twice_within_its_time() {
+        let limit = Duration::from_millis(200);
+        let manager = Manager { ear: None, watchdog: Some(limit), deaf: false };
+        let (start, feeding) = (Instant::now(), manager.feeding());
+        let due = feeding.recv_timeout(Duration::from_secs(60)).expect("a time to feed");
+        // The time that it was due, whenever this thread came to it.
+        assert!(due.duration_since(start) < limit * 3 / 4, "{:?}", due.duration_since(start));
+        let without = Manager { ear: None, watchdog: None, deaf: false };
+        assert!(without.feeding().try_recv().is_err());
     }
 }
