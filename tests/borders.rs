@@ -484,6 +484,8 @@ fn a_thread_that_the_system_refuses_is_no_worker() {
     }
     let builder = Pool::builder("refused").workers(1).queue_capacity(4).stack_size(STACK);
     let pool = Arc::new(builder.build().expect("a thread"));
+    // The allocator reserves more for a new thread than it keeps, so the thread has to have allocated before the look.
+    pool.submit(|| drop(vec![1_u8; 100])).expect("room").join().expect("it runs");
     // Half of what one more stack takes.
     let status = std::fs::read_to_string("/proc/self/status").expect("this process");
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB"));
@@ -514,42 +516,6 @@ fn a_drain_without_clients_is_over_at_once() {
     // The least of five, because the machine may be busy.
     let least = (0..5).map(|_| lasted()).min().expect("five");
     assert!(least < Duration::from_millis(150), "{least:?}");
-}
-
-/// Neither the oldest connection nor one with a silent client is to be evicted while output waits for its client.
-#[test]
-fn a_client_whose_output_waits_is_not_evicted() {
-    let builder = Server::builder("echo").service(Echo).workers(2).max_connections(2);
-    let (running, exposition) = start(builder.overload(Overload::Evict));
-    let address = running.local_addr();
-    let mut blocked = connect_with(16 * 1024, address);
-    blocked.set_nonblocking(true).expect("a socket option");
-    let (message, mut sent) = (vec![7; 16 * MIB], 0);
-    eventually("output waits for it", || {
-        match blocked.write(&message[sent..]) {
-            Ok(more) => sent += more,
-            Err(error) => assert_eq!(error.kind(), io::ErrorKind::WouldBlock, "after {sent} bytes"),
-        }
-        let scrape = Scrape::of(exposition.local_addr());
-        let waits = scrape.get("received_bytes_total") > scrape.get("sent_bytes_total");
-        (waits && scrape.connections("idle") == 1.0).then_some(())
-    });
-    let mut silent = connect(address);
-    ping(&mut silent, b"hello");
-    let mut newcomer = connect(address);
-    ping(&mut newcomer, b"in");
-    assert_eq!(silent.read(&mut [0]).expect("the end, and no reset"), 0);
-    blocked.set_nonblocking(false).expect("a socket option");
-    blocked.shutdown(Shutdown::Write).expect("a socket option");
-    let mut answer = Vec::new();
-    blocked.read_to_end(&mut answer).expect("the end, and no reset");
-    assert!(answer == message[..sent], "{} of {sent} bytes", answer.len());
-    drop((blocked, silent, newcomer));
-    running.handle().drain();
-    let report = running.wait().expect("it drained");
-    // The output that waited was sent later, by the worker that the kernel's report led to.
-    let bytes = (sent + b"hello".len() + b"in".len()) as u64;
-    assert_eq!((report.received, report.sent, report.cut), (bytes, bytes, 0), "{report}");
 }
 
 /// Echoes, and notes where in memory each buffer is.

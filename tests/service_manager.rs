@@ -46,7 +46,7 @@ impl Sockets {
 fn clients_that_come_during_a_restart_are_served_by_the_next_server() {
     let sockets = Sockets::new();
     let mut first = sockets.activate(&[("MILLPOND_WORK", "2s")]);
-    assert!(first.log().contains("and not where --listen says"), "{}", first.log());
+    assert!(first.log().contains("not on the address of --listen"), "{}", first.log());
     let mut served = first.connect();
     served.write_all(b"hello").expect("it is sent");
     eventually("a worker has it", || (first.scrape().pool("workers_busy") == 1.0).then_some(()));

@@ -363,9 +363,6 @@ impl<S: Service> Reactor<S> {
                 return quietly(|| drop(payload));
             }
         };
-        if let Some(spare) = spare {
-            self.evict(spare, now_ns);
-        }
         let entry = self.slots.vacant_entry();
         let slot = entry.key();
         let interest = Interest::READABLE | Interest::WRITABLE | Interest::PRIORITY;
@@ -389,6 +386,10 @@ impl<S: Service> Reactor<S> {
             retry_ns: None,
             taken: Taken::default(),
         });
+        // After all steps that can fail, and before the new connection counts, so that no reading shows one too many.
+        if let Some(spare) = spare {
+            self.evict(spare, now_ns);
+        }
         self.core.ledger.accepted.add(1);
         self.schedule_next(slot, now_ns);
     }
