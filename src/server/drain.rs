@@ -4,7 +4,7 @@
 //!
 //! - Connections in the listen queue are still accepted, as there is room. When the queue is found empty, the listener
 //!   is closed. A handshake that is under way at that moment is refused; the lame duck exists to avoid that. Until then the
-//!   kernel is told to let one newcomer at a time into the queue, and after [`IDLE_MOMENT`] none.
+//!   kernel lets one new connection at a time into the queue, and after [`IDLE_MOMENT`] none.
 //! - A listener that others hold too is not touched. It is closed when its queue is found empty, or after
 //!   [`IDLE_MOMENT`]. Later clients are served by the other holders.
 //! - Connections at work go on. A connection is half-closed when nothing is left to read, its client has taken all
@@ -57,7 +57,7 @@ pub(super) struct Drain {
     before: Totals,
     /// Connections that talked when it began.
     talking: usize,
-    /// No newcomer gets into the listen queue any more; see `Door::seal`.
+    /// The kernel lets no new connection into the listen queue any more; see `Door::seal`.
     sealed: bool,
 }
 

@@ -13,8 +13,8 @@
 //! received bytes count as progress: a client that sends one byte of its request each millisecond would outlive
 //! everybody. So until the client has been sent something, its progress is that it connected.
 //!
-//! The reactor leaves out connections that a worker or the queue holds. It first serves a connection whose input nobody
-//! has looked at. So a client whose request has arrived is answered before its connection can be closed.
+//! The reactor leaves out connections that a worker or the queue holds. It first serves a connection whose input no
+//! worker has read. So a client whose request has arrived is answered before its connection can be closed.
 
 use std::time::Duration;
 

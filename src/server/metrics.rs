@@ -438,7 +438,7 @@ mod tests {
         assert_eq!(counts, [0, 1, 2, 3, 4, 5, 6, 7]);
     }
 
-    /// A server that nobody connects to, so that a test may write its cells. It is drained when the test ends.
+    /// A server without clients, so that a test may write its cells. It is drained when the test ends.
     struct Idle(Running);
 
     impl Idle {

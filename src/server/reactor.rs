@@ -46,9 +46,9 @@ pub(super) const WAKER: Token = Token(usize::MAX - 1);
 /// Events taken from the kernel at a time.
 const EVENTS: usize = 1024;
 
-/// Newcomers let in before the connections there are get their turn again. It is also at most half the
-/// connection limit, so that with [`Overload::Evict`] a newcomer's first message is seen before others push
-/// it out.
+/// New connections accepted in a round, so that the open ones get their turn again. A round also accepts at most half the
+/// connection limit. So with [`Overload::Evict`], the reactor sees a new connection's first message before others take
+/// its place.
 const ACCEPT_BATCH: usize = 64;
 
 /// How long the reactor serves connections before it looks for events again: some tens of messages.
@@ -284,14 +284,14 @@ impl<S: Service> Reactor<S> {
         }
     }
 
-    // The door.
+    // Accepting.
 
-    /// Sessions that are not dropped yet take a place too: a slow destructor keeps newcomers out, and memory bounded.
+    /// Whether no place is left. A session that is not dropped yet takes a place too, so slow destructors bound the memory.
     fn is_full(&self) -> bool {
         self.slots.len() + self.reaper.pending() >= self.core.max_connections
     }
 
-    /// Lets newcomers in, as many as may. Returns when to try again, if that is not for an event to say.
+    /// Accepts new connections, as many as a round may. Returns when to try again, unless an event will tell.
     fn let_in(&mut self, now_ns: u64) -> Option<u64> {
         let draining = matches!(self.stage, Stage::Draining(_));
         let batch = ACCEPT_BATCH.min(self.core.max_connections.div_ceil(2));
@@ -303,12 +303,12 @@ impl<S: Service> Reactor<S> {
             let overloaded = !draining && *overloaded.get_or_insert_with(|| self.is_overloaded());
             let mut spare = None;
             let refusal = match self.core.overload {
-                // A drain serves whomever it finds in the backlog, when there is room.
+                // If there is room, a drain serves every connection in the listen queue.
                 _ if draining && self.is_full() => return None,
                 Overload::Wait if self.is_full() => return None,
                 Overload::Reject if self.is_full() => Some(Refusal::Limit),
                 Overload::Reject if overloaded => Some(Refusal::Overload),
-                // To close connections would not shorten the queue, so with `Evict` new ones wait too.
+                // An eviction would not shorten the queue, so with `Evict` new connections wait too.
                 _ if overloaded => return Some(later(now_ns, RECHECK)),
                 Overload::Evict if self.is_full() => {
                     spare = self.spare(now_ns);
@@ -335,7 +335,7 @@ impl<S: Service> Reactor<S> {
         Some(now_ns)
     }
 
-    /// Counts a newcomer whose socket is dropped.
+    /// Counts a new connection that is refused. Its socket is dropped.
     fn refuse(&self, peer: SocketAddr, refusal: Refusal) {
         self.core.ledger.rejected(refusal);
         debug!(%peer, ?refusal, "refused");
@@ -345,9 +345,9 @@ impl<S: Service> Reactor<S> {
         self.core.limits.queue_wait.is_some_and(|limit| self.pool.oldest_age() > limit)
     }
 
-    /// Takes a newcomer in, in the place of the connection `spare` where there is one.
+    /// Opens a new connection, in the place of the connection `spare` if there is one.
     fn admit(&mut self, mut stream: TcpStream, peer: SocketAddr, spare: Option<Candidate>, now_ns: u64) {
-        // An answer goes out at once, not when more of it could fill a packet. Failing that, it is slower.
+        // The kernel sends an answer at once, and does not wait for more to fill a packet. If this fails, answers are slower.
         let _ = stream.set_nodelay(true);
         // Without keepalive, other timeouts still close most connections of vanished clients.
         let _ = self.core.keepalive_on_accept.map(|time| set_keepalive(&stream, time));
@@ -440,7 +440,7 @@ impl<S: Service> Reactor<S> {
         }
     }
 
-    /// Says to handles what keeps newcomers out.
+    /// Publishes to the handles why the server accepts no new connection.
     fn publish_strain(&self) {
         let strain = if self.door.is_starved() {
             STARVED

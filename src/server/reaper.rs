@@ -3,9 +3,12 @@
 //! A session's destructor is the service's code: it may block, and it may panic. On the reactor's thread it would hold
 //! up every connection. Workers drop the sessions of the connections that they close themselves.
 //!
-//! Guarantees: the reactor never waits for a destructor; a panic in one ends nothing; sessions that wait are counted, so
-//! the reactor can let in fewer newcomers, and can wait for them at the end of a drain. A service whose sessions need no
-//! destructor has no such thread.
+//! Guarantees:
+//!
+//! - The reactor never waits for a destructor, and a panic in one ends nothing.
+//! - Sessions that wait to be dropped are counted. So the reactor can accept fewer connections meanwhile, and can wait for
+//!   those sessions at the end of a drain.
+//! - A service whose sessions need no destructor has no such thread.
 
 use std::io;
 use std::sync::Arc;
@@ -21,7 +24,7 @@ use crate::pool::quietly;
 pub(super) struct Reaper<Session> {
     /// `None` if sessions need no destructor. The number of connections bounds the channel: see `pending`.
     sessions: Option<Sender<Session>>,
-    /// Sessions that were handed over and are not dropped yet, as far as the reactor has been told.
+    /// Sessions that were handed over and are not dropped yet, as far as the reactor has read the notes.
     pending: usize,
 }
 
