@@ -1,6 +1,7 @@
 //! Tells the program which revision it was built from, for `millpond_build_info`.
 //!
-//! `MILLPOND_REVISION` in the environment wins (packagers build without git); then git is asked; else `unknown`.
+//! If `MILLPOND_REVISION` is set in the environment, it is the revision. Packagers set it to build without git.
+//! Otherwise the revision comes from git. If git has none, it is `unknown`.
 
 use std::process::Command;
 

@@ -20,7 +20,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let bar = ProgressBar::new(ITEMS);
     let (mut sum, mut failed) = (0, 0);
-    // Twice as far ahead as there are workers, so that none is idle.
+    // It looks twice as far ahead as there are workers, so that none is idle.
     for result in bar.wrap_iter(pool.map(0..ITEMS, look_up).look_ahead(128)) {
         match result {
             Ok(price) => sum += price,
@@ -35,11 +35,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Something slow that is not computation, as a query of a database would be.
+/// A slow call that is not computation, like a query of a database.
 fn look_up(item: u64) -> u64 {
     thread::sleep(Duration::from_millis(1 + item % 20));
-    // One item in a thousand is bad. Its job fails; the batch goes on. (Unwinding without the panic hook, which
-    // would print into the progress bar.)
+    // One item in a thousand is bad. Its job fails, and the batch goes on. `resume_unwind` does not call the panic
+    // hook, which would print into the progress bar.
     if item % 1000 == 999 {
         std::panic::resume_unwind(Box::new("no such item"));
     }

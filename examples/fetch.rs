@@ -1,6 +1,6 @@
 //! `cargo run --example fetch` fetches two URLs at once; `cargo run --example fetch -- URL URL` fetches yours.
 //!
-//! The classic of every pool: submit two jobs that block, do something else, then take both results. Without
+//! This is the usual way to use a pool: submit two jobs that block, do something else, then take both results. Without
 //! URLs it starts a metrics endpoint of its own, and fetches from that.
 
 use std::error::Error;
@@ -25,7 +25,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         .collect::<Result<_, _>>()?;
     println!("{} fetches submitted", jobs.len());
     for job in jobs {
-        // A panic, or a deadline that has passed, is one kind of error; what the fetch returned may be another.
+        // The outer error is a panic, or a deadline that has passed. The inner error is one that the fetch returned.
         match job.join()? {
             Ok(page) => println!("{}: {} lines", page.path, page.lines),
             Err(error) => println!("{error}"),

@@ -4,8 +4,8 @@
 //!
 //! Whatever clients send, its memory is bounded, and so is its work for each byte in and out:
 //! - A line has a longest length. A connection that waits keeps the beginning of one line.
-//! - One call to the service makes a bounded length of answers, then asks to be called again ([`Next::More`]). So a client
-//!   that asks for much and reads nothing waits, with the rest of its lines unanswered.
+//! - One call to the service makes a bounded length of answers, then asks to be called again ([`Next::More`]). So a
+//!   client that asks for much and reads nothing waits, with the rest of its lines unanswered.
 //! - The store has a greatest number of keys.
 
 use std::collections::HashMap;
@@ -27,7 +27,7 @@ const MAX_KEYS: usize = 10_000;
 #[derive(Default)]
 pub(crate) struct Store(Mutex<HashMap<Vec<u8>, Vec<u8>>>);
 
-/// What a client sent and was not answered yet.
+/// Bytes that a client sent and that are not all answered yet.
 #[derive(Default)]
 pub(crate) struct Input {
     bytes: Vec<u8>,

@@ -1,15 +1,16 @@
 //! A bounded worker pool you can see into, and a TCP server built on it.
 //!
-//! - [`Pool`]: named worker threads over a bounded queue, for closures that block. A [`JobHandle`] brings the
-//!   result back, to a thread or to async code. The pool says its queue depth, waits, busy time and oldest job at
-//!   any moment, catches panics, refuses a wait that would never end, and drains without losing a job.
-//! - [`Server`]: TCP connections served by a pool. Silent connections and slow readers hold no worker;
-//!   everything is bounded; [`ServerHandle::drain`] ends it gracefully. What it does with bytes is a
-//!   [`Service`]: [`Echo`] is one.
+//! - [`Pool`]: named worker threads over a bounded queue, for closures that block. A [`JobHandle`] brings the result
+//!   back, to a thread or to async code. The pool reports its queue depth, waits, busy time and oldest job at any
+//!   moment. It catches panics, refuses a wait that would never end, and drains without losing a job.
+//! - [`Server`]: TCP connections served by a pool. Silent connections and slow readers hold no worker, and everything
+//!   is bounded. [`ServerHandle::drain`] ends the server gracefully. A [`Service`] answers the bytes that clients send,
+//!   and [`Echo`] is one.
 //! - [`Exposition`]: a side HTTP endpoint that publishes any `prometheus` registry, probes, and a page that shows a
 //!   server at work.
 //!
-//! Each is of use without the others. The program `millpond` is [`Echo`] on a [`Server`] with an [`Exposition`] beside it.
+//! Each can be used without the others. The program `millpond` is [`Echo`] on a [`Server`], with an [`Exposition`]
+//! beside it.
 //!
 //! ```
 //! use std::time::Duration;
@@ -42,7 +43,7 @@
 //!
 //! # Layout
 //!
-//! In reading order; what stands lower knows nothing of what stands above it.
+//! In reading order. A module knows nothing of the modules above it.
 //!
 //! | module | what |
 //! | --- | --- |
@@ -50,8 +51,8 @@
 //! | [`server`] | TCP: reactor, connections, limits, drain |
 //! | `lifecycle` | the phases of a server's life |
 //! | [`pool`] | jobs and their handles, queue, workers, their numbers |
-//! | `metrics` | counting without sharing; families for the registry |
-//! | `clock`, `log_limit`, `sync` | time, a bound on log lines, the model checker's seam |
+//! | `metrics` | counters that threads do not share, and metric families for the registry |
+//! | `clock`, `log_limit`, `sync` | time, a bound on log lines, the types that the model checker replaces |
 
 pub mod exposition;
 pub mod server;

@@ -1,7 +1,7 @@
 //! `millpond load`: flags to a plan, and a run of it with progress, signals and an exit code.
 //!
-//! Parsing only validates, as in `config`. The program checks that the system allows enough descriptors and ports before
-//! it opens the first connection.
+//! Parsing only validates, as in `config`. The program checks that the system allows enough descriptors and ports
+//! before it opens the first connection.
 
 use std::ffi::OsString;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -33,8 +33,8 @@ const MAX_CONNECTIONS: usize = 1_000_000;
 /// Messages that may be on their way on one connection.
 const MAX_PIPELINE: usize = 10_000;
 
-/// Threads by default. One thread sends about a hundred thousand messages a second, and a server on the same machine needs
-/// processors too.
+/// Threads by default. One thread sends about a hundred thousand messages a second, and a server on the same machine
+/// needs processors too.
 const THREADS: usize = 2;
 
 const ABOUT: &str = "Sends messages to an echo service, and checks every byte that comes back";

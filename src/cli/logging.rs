@@ -1,8 +1,8 @@
 //! The log, on standard error.
 //!
 //! A separate thread writes the lines, from a queue of bounded length. If the reader of standard error stops reading,
-//! the log drops lines and the server goes on. It also drops a line that cannot be written: standard error may be closed,
-//! on a full disk, or a file at its limit of size. Panics are logged too, as one line each.
+//! the log drops lines and the server goes on. It also drops a line that cannot be written. Standard error may be
+//! closed, on a full disk, or a file at its limit of size. Panics are logged too, as one line each.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! What the program adds to the library: flags, a log, signals, exit codes.
+//! The parts that the program adds to the library: flags, a log, signals, exit codes.
 
 pub(crate) mod config;
 pub(crate) mod health;
@@ -20,7 +20,7 @@ use std::process::ExitCode;
 pub(crate) const FAILED: u8 = 1;
 pub(crate) const USAGE: u8 = 2;
 pub(crate) const CUT: u8 = 3;
-/// As a shell reports a program that SIGINT ended.
+/// The exit code with which a shell reports a program that SIGINT ended.
 pub(crate) const ABANDONED: u8 = 130;
 
 /// Writes on standard error, in one line, why the program ends, and returns the exit code. If standard error is closed
@@ -30,11 +30,11 @@ pub(crate) fn fail(code: u8, why: impl Display) -> ExitCode {
     ExitCode::from(code)
 }
 
-/// Prints on standard output. A reader that has gone away is no error: what it has not read, it does not want.
+/// Prints on standard output. If the reader has closed its end, that is no error, because it does not want the rest.
 ///
 /// # Errors
 ///
-/// If standard output takes nothing more, as on a full disk or beyond a limit on the size of files.
+/// If standard output accepts no more bytes, as on a full disk or beyond a limit on the size of files.
 pub(crate) fn print(text: &str) -> std::io::Result<()> {
     let mut stdout = std::io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {

@@ -1,14 +1,14 @@
 //! `millpond serve`: starts the server, waits for a signal, drains, and exits with a code that says how it ended.
 //!
-//! The start raises the descriptor limit, checks the memory limit, and takes over or binds both listeners. Threads start
-//! only after that, so every error up to there is reported before anything runs. At the end the echo server drains,
-//! the metrics answer until the drain is over, and the report is the last line of the log. The service manager, if there
-//! is one, gets a message at each step.
+//! The start raises the descriptor limit, checks the memory limit, and takes over or binds both listeners. Threads
+//! start only after that, so every error up to there is reported before anything runs. At the end the echo server
+//! drains, the metrics answer until the drain is over, and the report is the last line of the log. The service manager,
+//! if there is one, gets a message at each step.
 //!
-//! The first signal begins the drain. Signals within [`ONE_STOP`] of it belong to the same stop, and a later one ends the
-//! program at once: [`signals`] says why. The crate that catches signals replaces an inherited "ignore". So a server
-//! that a script starts with `&` still drains on SIGINT, and a server under `nohup` drains on SIGHUP. Use `setsid` or a
-//! service manager to outlive a terminal.
+//! The first signal begins the drain. Signals within [`ONE_STOP`] of it belong to the same stop, and a later one ends
+//! the program at once: [`signals`] says why. The crate that catches signals replaces an inherited "ignore". So a
+//! server that a script starts with `&` still drains on SIGINT, and a server under `nohup` drains on SIGHUP. Use
+//! `setsid` or a service manager to outlive a terminal.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -27,8 +27,8 @@ use super::manager::{Listeners, Manager, REMEDY as PASS_ON};
 use super::signals::{self, Notice, ONE_STOP};
 use super::{ABANDONED, CUT, FAILED, chain, fail, logging, memory};
 
-/// Descriptors that the server frees when none are left: one for each connection of the metrics endpoint, and as many
-/// again for the files that a scrape reads.
+/// Descriptors that the server frees when none are left. They are one for each connection of the metrics endpoint, and
+/// as many again for the files that a scrape reads.
 const SPARE_DESCRIPTORS: usize = 32;
 
 /// Runs the server until it has drained.
@@ -217,8 +217,8 @@ fn announce(echo: std::net::SocketAddr, metrics: std::net::SocketAddr) {
     let _ = stdout.flush();
 }
 
-/// Warns when the kernel keeps fewer connections in the listen queue than asked for, which it does not report. The side HTTP
-/// endpoint serves 16 connections at a time, so the length of its own queue is not worth a warning.
+/// Warns when the kernel keeps fewer connections in the listen queue than asked for, which it does not report. The side
+/// HTTP endpoint serves 16 connections at a time, so the length of its own queue is not worth a warning.
 fn warn_if_cut(asked: usize, kept: u32) {
     if usize::try_from(kept).is_ok_and(|kept| kept < asked) {
         warn!(

@@ -1,7 +1,7 @@
-//! What holds for any bytes that a client sends to the side HTTP endpoint.
+//! Properties that hold for any bytes that a client sends to the side HTTP endpoint.
 //!
-//! [`check`] asserts it of one input. The tests below make up some thousands of inputs, and the fuzzer of `fuzz/` finds
-//! any number. This module is built for these two only.
+//! [`check`] asserts them of one input. The tests below make up some thousands of inputs, and the fuzzer of `fuzz/`
+//! finds any number. This module is built for these two only.
 
 use prometheus::core::Collector;
 use prometheus::{IntGauge, Registry};
@@ -14,11 +14,12 @@ use crate::server::{Next, Service};
 /// More than any answer has, head and body. Only the metrics of a registry may be longer, and the one here is small.
 const MAX_ANSWER: usize = page::HTML.len() + 900;
 
-/// Asserts all that holds for these bytes: sent at once, cut at these places (modulo the length), and with more after them.
+/// Asserts every property for these bytes: sent at once, cut at these places (modulo the length), and with more after
+/// them.
 ///
 /// # Panics
 ///
-/// If something does not hold.
+/// If a property does not hold.
 pub fn check(bytes: &[u8], cuts: &[usize]) {
     let at_once = exchange([bytes]);
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
@@ -43,11 +44,11 @@ pub fn check(bytes: &[u8], cuts: &[usize]) {
     }
 }
 
-/// As [`check`], cut at places that the last byte decides, since a fuzzer only has bytes.
+/// As [`check`], cut at places that the last byte decides, because a fuzzer only has bytes.
 ///
 /// # Panics
 ///
-/// If something does not hold.
+/// If a property does not hold.
 pub fn check_bytes(bytes: &[u8]) {
     let seed = usize::from(bytes.last().copied().unwrap_or_default());
     let cuts: Vec<usize> = (1..=seed % 8).map(|cut| cut * (seed + 1)).collect();

@@ -1,11 +1,12 @@
 //! Opening sockets.
 //!
-//! A connection is told from others by its addresses and ports, so from one source address to one service there
-//! are only as many as there are local ports, some 28,000, and one that was closed keeps its port for a
-//! minute ([TIME_WAIT], which a reset would cut short at the price of data still on its way). Every address
-//! in 127.0.0.0/8 is this machine, so towards one of them connections come from several sources: as many
-//! as the connections need, or [`CHURN_SOURCES`]. Towards any other address the kernel chooses, and running
-//! out is an error that is told ([`Failure::NoPorts`](super::Failure::NoPorts)).
+//! The addresses and ports of a connection distinguish it from others. So from one source address to one service there
+//! are only as many connections as there are local ports, some 28,000. A closed connection keeps its port for a minute
+//! ([TIME_WAIT]). A reset would cut that short, but lose data that is still on its way.
+//!
+//! Every address in 127.0.0.0/8 is this machine. So towards one of them connections come from several source addresses:
+//! as many as the connections need, or [`CHURN_SOURCES`]. Towards any other address the kernel chooses the source. If
+//! no port is left, the report counts that as [`Failure::NoPorts`](super::Failure::NoPorts).
 //!
 //! [TIME_WAIT]: https://datatracker.ietf.org/doc/html/rfc9293#section-3.4.1
 
@@ -17,22 +18,22 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::plan::Plan;
 
-/// Connections from one source address are at most this, in hundredths of the local ports: 19,762 of the 28,232 that
-/// Linux gives out by default, so that a free one is found at once, and other programs find one too.
+/// The most connections from one source address, in hundredths of the local ports. By default Linux gives out 28,232
+/// ports, and this is 19,762 of them. So the kernel finds a free port at once, and other programs find one too.
 const PORTS_USED_PERCENT: usize = 70;
 
-/// Local ports, where the kernel does not say how many it gives out.
+/// The number of local ports, if the kernel does not report how many it gives out.
 const PORTS: usize = 28_232;
 
-/// Source addresses with a new connection for every message: seven million ports, so that each rests for a minute
-/// even at 100,000 connections a second.
+/// Source addresses if every message has a new connection. They have seven million ports, so each port can rest for a
+/// minute even at 100,000 connections a second.
 const CHURN_SOURCES: u64 = 250;
 
 /// Opens sockets to one address.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Dial {
     address: SocketAddr,
-    /// Source addresses to take turns with; 0 leaves it to the kernel.
+    /// The number of source addresses that take turns. If it is 0, the kernel chooses the source.
     sources: u64,
 }
 
@@ -41,7 +42,7 @@ impl Dial {
         Self::with_ports(plan, local_ports())
     }
 
-    /// As with so many local ports.
+    /// As [`new`](Dial::new), with this number of local ports.
     fn with_ports(plan: &Plan, ports: usize) -> Self {
         let per_source = (ports * PORTS_USED_PERCENT / 100).max(1);
         let all = plan.connections + plan.idle;
@@ -52,11 +53,11 @@ impl Dial {
             }
             _ => 0,
         };
-        // A single source needs no name.
+        // If one source is enough, the kernel can choose it.
         Dial { address: plan.address, sources: if sources > 1 { sources } else { 0 } }
     }
 
-    /// Where the connection of this number comes from: 127.0.0.2 and on.
+    /// The source address of the connection of this number, from 127.0.0.2 on.
     fn source(self, number: u64) -> Option<IpAddr> {
         let turn = number.checked_rem(self.sources)?;
         let [_, _, third, fourth] = u32::try_from(turn + 2).unwrap_or(u32::MAX).to_be_bytes();
@@ -70,7 +71,7 @@ impl Dial {
             Type::STREAM.nonblocking().cloexec(),
             Some(Protocol::TCP),
         )?;
-        // A message is sent as a whole; the kernel need not wait for more.
+        // A message is sent as a whole, so the kernel need not wait for more.
         socket.set_tcp_nodelay(true)?;
         if let Some(source) = self.source(number) {
             socket.bind(&SocketAddr::new(source, 0).into())?;
@@ -84,7 +85,7 @@ impl Dial {
     }
 }
 
-/// The local ports that the kernel gives out.
+/// The number of local ports that the kernel gives out.
 pub(crate) fn local_ports() -> usize {
     let range = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut ends = range.split_whitespace().map_while(|end| end.parse::<usize>().ok());

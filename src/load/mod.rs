@@ -12,11 +12,11 @@
 //!
 //! 1. *Opening*: the thread opens every connection, for a limited time, before the first message. Then it is *ready*
 //!    and waits until all threads are, so that they begin to send at the same time.
-//! 2. *Running*: messages go out until the time is over, the number is reached, the caller stops the run, or the slots of
-//!    all threads have given up.
+//! 2. *Running*: messages go out until the time is over or the number is reached. The phase also ends if the caller
+//!    stops the run, or if the slots of all threads have given up.
 //! 3. *Settling*: the thread sends nothing new, and waits for the answers that are still missing, for a limited time.
-//! 4. *Settled*: the thread writes off the answers that have not come. It waits until all threads have come this far, and
-//!    closes nothing before. Otherwise a service with few threads would serve the starved connections as soon as
+//! 4. *Settled*: the thread writes off the answers that have not come. It waits until all threads have come this far,
+//!    and closes nothing before. Otherwise a service with few threads would serve the starved connections as soon as
 //!    the others are closed.
 //! 5. *Closing*: the thread half-closes each connection and reads it to its end, so that it sees even bytes after the
 //!    last answer.
@@ -68,7 +68,7 @@ pub(crate) use self::report::{Failure, Origin, Report};
 /// The time between two calls of [`run`]'s `progress`.
 const PROGRESS: Duration = Duration::from_secs(1);
 
-/// What the threads of a run share.
+/// The state that the threads of a run share.
 #[derive(Debug)]
 struct Shared<'run> {
     /// The epoch of all times.
@@ -134,8 +134,8 @@ pub(crate) struct Progress {
     pub(crate) open: u64,
 }
 
-/// Carries out the plan on threads of its own. It blocks for the plan's time, or until `stop` is set, and then for as long
-/// as the last answers and the clean closes take. It calls `progress` once a second.
+/// Carries out the plan on threads of its own. It blocks for the plan's time, or until `stop` is set, and then for as
+/// long as the last answers and the clean closes take. It calls `progress` once a second.
 ///
 /// # Errors
 ///

@@ -1,17 +1,19 @@
 //! The bytes of a connection, in both directions, as a function of its number and the offset.
 //!
-//! A connection's stream is a sequence of 8-byte words, little-endian: word *n* is `key + n * STEP`, wrapping,
-//! with a random key for each connection. As [`STEP`] is odd, no two words of a stream are equal within its
-//! 2⁶⁴, so bytes that are lost, repeated or moved leave a difference in the words after them, whatever their
-//! number. (A piece of a word can look like a piece of another: of single bytes swapped, one pair in 256 are
-//! equal, and then nothing is wrong.) The step is 2⁶⁴ over the golden ratio, which changes every byte of a
-//! word from one to the next (Weyl's sequence; Knuth, *The Art of Computer Programming*, volume 3, 6.4).
+//! A connection's stream is a sequence of 8-byte words, little-endian. Word *n* is `key + n * STEP`, wrapping, with a
+//! random key for each connection. [`STEP`] is odd, so no two words of a stream are equal within its 2⁶⁴ words.
+//! Therefore bytes that are lost, repeated or moved leave a difference in the words after them, whatever their number.
+//! A piece of a word can look like a piece of another. If single bytes are swapped, one pair in 256 are equal, and then
+//! nothing is wrong.
 //!
-//! The streams of all connections are pieces of one cycle of 2⁶⁴ words, which begin at random places, so the same
-//! bytes at the same offset of two connections are as likely as two equal random keys.
+//! The step is 2⁶⁴ over the golden ratio, so every byte of a word differs from that of the next word. This is Weyl's
+//! sequence (Knuth, *The Art of Computer Programming*, volume 3, 6.4).
 //!
-//! Nothing has to be kept of what was sent; and because a word tells its own number, bytes that are not what
-//! was expected can say where they come from. Writing and comparing cost about as much as copying.
+//! The streams of all connections are pieces of one cycle of 2⁶⁴ words, and begin at random places. So the same bytes
+//! at the same offset of two connections are as likely as two equal random keys.
+//!
+//! The checker keeps no copy of the bytes that were sent. A word contains its own number, so unexpected bytes show
+//! where they come from. Writing and comparing cost about as much as copying.
 
 const STEP: u64 = 0x9E37_79B9_7F4A_7C15;
 
@@ -20,14 +22,16 @@ const STEP_INVERSE: u64 = inverse(STEP);
 
 const WORD: usize = size_of::<u64>();
 
-/// Words compared before one looks whether all were right; a constant number lets the compiler do several at once.
+/// Words that are compared before the checker looks whether all were right. Because the number is constant, the
+/// compiler can compare several at once.
 const BLOCK: usize = 32;
 
-/// Beyond any offset that a connection reaches, a terabyte; and short enough that pieces this long of the cycle are
-/// most unlikely to overlap.
+/// A terabyte, which is beyond any offset that a connection reaches. It is short enough that pieces of this length of
+/// the cycle are most unlikely to overlap.
 pub(super) const OFFSET_END: u64 = 1 << 40;
 
-/// Bytes that must agree before it is believed that they are of some place: no accident in any run.
+/// Bytes that must agree before the checker concludes that they belong to some place. By accident so many agree in no
+/// run.
 pub(super) const CERTAIN: usize = 2 * WORD;
 
 /// The bytes of one connection.
@@ -41,7 +45,7 @@ impl Pattern {
         Pattern { key: mix(seed.wrapping_add(mix(number))) }
     }
 
-    /// A draw for the size of a message, from the same seed.
+    /// A random number for the size of a message, from the same seed.
     pub(super) fn draw(self, message: u64) -> u64 {
         mix(!self.key ^ mix(message))
     }
@@ -64,14 +68,14 @@ impl Pattern {
         self.write_piece((first + words.len() as u64) * WORD as u64, tail);
     }
 
-    /// Less than a word, all of one.
+    /// Writes fewer bytes than a word has, all from one word.
     fn write_piece(self, offset: u64, out: &mut [u8]) {
         let word = self.word(offset / WORD as u64).to_le_bytes();
         let from = (offset % WORD as u64) as usize;
         out.copy_from_slice(&word[from..from + out.len()]);
     }
 
-    /// How many bytes of `got` are those from `offset` on, up to the first that is not.
+    /// How many bytes of `got` are right from `offset` on, up to the first that is wrong.
     pub(super) fn agreement(self, offset: u64, got: &[u8]) -> usize {
         let mut agreed = 0;
         while agreed < got.len() {
@@ -91,7 +95,7 @@ impl Pattern {
                 agreed += length;
                 continue;
             }
-            // Towards the word, through a block that differs, or the end.
+            // Compares up to the next word, within a block that differs, or at the end.
             let piece = to_the_word(at, rest.len());
             let piece = if piece > 0 { piece } else { rest.len().min(WORD) };
             let mut expected = [0; WORD];
@@ -117,7 +121,8 @@ impl Pattern {
         different == 0
     }
 
-    /// The offset below `end` at which these bytes stand, if they do, and if there are enough to tell.
+    /// The offset below `end` at which the stream has these bytes. `None` if it has them nowhere, or if they are too
+    /// few to tell.
     pub(super) fn locate(self, got: &[u8], end: u64) -> Option<u64> {
         (0..WORD).find_map(|before| {
             let word = got.get(before..)?.first_chunk::<WORD>()?;
@@ -130,13 +135,13 @@ impl Pattern {
     }
 }
 
-/// The bytes from `offset` to the next word, at most `length`.
+/// The number of bytes from `offset` to the next word, at most `length`.
 fn to_the_word(offset: u64, length: usize) -> usize {
     ((WORD - (offset % WORD as u64) as usize) % WORD).min(length)
 }
 
-/// The multiplicative inverse of an odd number, by Newton's iteration: each step doubles the bits that are right,
-/// of which the number itself has three.
+/// The multiplicative inverse of an odd number, by Newton's iteration. Each step doubles the number of right bits. The
+/// number itself has three of them.
 const fn inverse(odd: u64) -> u64 {
     let mut inverse = odd;
     let mut bits = 3;
@@ -147,7 +152,7 @@ const fn inverse(odd: u64) -> u64 {
     inverse
 }
 
-/// The finalizer of SplitMix64 (Steele, Lea and Flood, 2014; <https://prng.di.unimi.it/splitmix64.c>).
+/// The finalizer of SplitMix64, of Steele, Lea and Flood, 2014 (<https://prng.di.unimi.it/splitmix64.c>).
 fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(STEP);
     let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);

@@ -1,30 +1,30 @@
-//! What a run is to do. Plain values, checked by whoever parsed them.
+//! The plan of a run: plain values, which the parser of the flags has checked.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-/// What a run is to do.
+/// The plan of a run.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     /// The echo service.
     pub(crate) address: SocketAddr,
     /// Connections that send, at least 1.
     pub(crate) connections: usize,
-    /// Bytes of a message: any size of these is as likely as another.
+    /// Bytes of a message. Every size in the range is equally likely.
     pub(crate) sizes: RangeInclusive<u64>,
     pub(crate) until: Until,
-    /// At the start; what is sent in it is checked and not counted.
+    /// The warm-up at the start. Its messages are checked and not counted.
     pub(crate) warmup: Duration,
-    /// Messages a connection may have on their way, at least 1.
+    /// Messages that a connection may have on their way, at least 1.
     pub(crate) pipeline: usize,
-    /// A new connection for each message.
+    /// Whether each message has a new connection.
     pub(crate) churn: bool,
     /// Further connections, which stay silent.
     pub(crate) idle: usize,
-    /// Messages due in a second, over all connections; `None` is as fast as the answers come.
+    /// Messages due in a second, over all connections. If `None`, they go out as fast as the answers come.
     pub(crate) rate: Option<u64>,
-    /// For a connection to be made, and for a byte to come when one is wanted.
+    /// How long a connection may take to be made, and a wanted byte may take to come.
     pub(crate) timeout: Duration,
     /// Threads that send and receive, from 1 to `connections`.
     pub(crate) threads: usize,
@@ -37,17 +37,17 @@ pub(crate) struct Plan {
 pub(crate) enum Until {
     /// After this long, not counting the warm-up.
     Time(Duration),
-    /// When so many messages have been sent, not counting those of the warm-up.
+    /// When this many messages have been sent, not counting those of the warm-up.
     Count(u64),
 }
 
 impl Plan {
-    /// The connections of one thread: the n-th of the run belongs to thread n modulo `threads`.
+    /// The number of connections of one thread. The n-th of the run belongs to thread n modulo `threads`.
     pub(super) fn share(&self, thread: usize) -> usize {
         self.connections / self.threads + usize::from(thread < self.connections % self.threads)
     }
 
-    /// The messages one thread may send after the warm-up: in proportion to its connections.
+    /// The number of messages that one thread may send after the warm-up, in proportion to its connections.
     pub(super) fn messages(&self, thread: usize) -> u64 {
         let Until::Count(count) = self.until else { return u64::MAX };
         let up_to = |threads: usize| {

@@ -1,7 +1,7 @@
-//! What holds for the checker whatever a service does to one byte, however the bytes come back.
+//! Properties of the checker that hold whatever a service does to one byte, and however the bytes come back.
 //!
-//! [`check`] asserts it of one case, wherever that comes from: the tests below make up some thousands, and the fuzzer of
-//! `fuzz/` finds any number. It is built for these two only.
+//! [`check`] asserts them of one case. The tests below make up some thousands of cases, and the fuzzer of `fuzz/` finds
+//! any number. This module is built for these two only.
 
 use super::pattern::Pattern;
 use super::report::{Mismatch, Origin};
@@ -10,38 +10,41 @@ use super::talk::Talk;
 /// Bytes of a mismatch within which its origin is always found.
 const ENOUGH: usize = 32;
 
-/// One connection's messages, what is done to a byte of them on the way back, and in which pieces all goes and comes.
+/// One connection's messages, the fault in one byte on the way back, and the pieces in which all bytes go and come.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) seed: u64,
-    /// From 1. The next one is the same but for the fault.
+    /// The connection's number, from 1. The next connection is the same without the fault.
     pub(crate) connection: u64,
     pub(crate) messages: usize,
     pub(crate) least: u64,
     pub(crate) most: u64,
-    /// Of how many bytes the pieces are, over and over.
+    /// The numbers of bytes of the pieces, over and over.
     pub(crate) pieces: Vec<usize>,
-    /// Which byte, modulo their number, and what is done to it.
+    /// Which byte has the fault, modulo the number of bytes, and which fault.
     pub(crate) fault: Option<(usize, Fault)>,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    /// Other bits in it, at least one.
+    /// These bits are flipped, and at least one bit.
     Change(u8),
     Drop,
     Repeat,
-    /// Another byte before it.
+    /// Another byte comes before it.
     Insert(u8),
 }
 
-/// Asserts that the fault is reported as soon as it is heard, with its connection and offset, and where the bytes belong if
-/// there are enough to tell; that what only ends too early is never taken for answered; and that the same messages on another
-/// connection, with no fault, are right.
+/// Asserts the properties of one case:
+///
+/// - The fault is reported as soon as it is heard, with its connection and offset. If there are enough bytes to tell,
+///   the report says where they belong.
+/// - A stream that only ends too early never counts as answered.
+/// - The same messages on another connection, with no fault, are right.
 ///
 /// # Panics
 ///
-/// When something does not hold.
+/// If a property does not hold.
 pub(crate) fn check(case: &Case) {
     let next = Case { connection: case.connection + 1, fault: None, ..case.clone() };
     converse(&next);
@@ -70,7 +73,7 @@ fn converse(case: &Case) {
             talk.took(room);
             sent += room;
         }
-        // What the service has sent back by now.
+        // The number of bytes that the service has sent back by now.
         let back = match fault {
             Some((at, _)) if sent > at => came.len() - (right.len() - sent),
             _ => sent,
@@ -116,7 +119,7 @@ fn harmed(right: &[u8], fault: Option<(usize, Fault)>) -> Vec<u8> {
     came
 }
 
-/// The mismatch says which connection, at which offset, what was to come, what came, and why.
+/// Asserts that the mismatch has the right connection, offset, expected bytes, received bytes, and origin.
 fn assert_told(
     mismatch: &Mismatch,
     case: &Case,
@@ -138,7 +141,8 @@ fn assert_told(
         Fault::Change(_) => assert_eq!(mismatch.origin, Origin::Changed),
         Fault::Drop => assert_eq!(mismatch.origin, Origin::Missing(1)),
         Fault::Repeat => assert_eq!(mismatch.origin, Origin::Repeated(mismatch.offset - 1)),
-        // A foreign byte; what follows is late, and from where it is can be told only behind it.
+        // The inserted byte is foreign. The bytes after it are late, and only behind that byte can their place be
+        // found.
         Fault::Insert(_) => {}
     }
 }

@@ -1,10 +1,10 @@
-//! What a run has found: each thread counts into a [`Tally`], and the tallies are added up to a [`Report`].
+//! The findings of a run: each thread counts into a [`Tally`], and the tallies are added up to a [`Report`].
 //!
 //! Every failure is counted by its kind. The first [`MISMATCHES_SHOWN`] mismatches are kept whole.
 //!
-//! The latencies hold every message that was due, answered or not. A message without an answer counts with the time from
-//! when it was due to the end of the run, because its latency is at least that. If such messages were left out, an outage
-//! would leave no trace in the percentiles. What was not measured at all is `None`, never 0.
+//! The latencies hold every message that was due, answered or not. A message without an answer counts with the time
+//! from when it was due to the end of the run. Its latency is at least that. If such messages were left out, an outage
+//! would leave no trace in the percentiles. A value that was not measured at all is `None`, never 0.
 
 use std::fmt;
 use std::io;
@@ -17,8 +17,8 @@ use super::unanswered::Unanswered;
 /// Mismatches that are kept. These are enough to see what they have in common.
 pub(super) const MISMATCHES_SHOWN: usize = 10;
 
-/// The longest latency told apart from longer ones: three years. A message can wait for the longest `--duration` and then
-/// for the longest `--timeout`, and each of them is at most a year.
+/// The longest latency told apart from longer ones: three years. A message can wait for the longest `--duration` and
+/// then for the longest `--timeout`, and each of them is at most a year.
 const LATENCY_NS_MAX: u64 = 3 * 365 * 24 * 3600 * 1_000_000_000;
 
 /// Digits of a latency, which is then exact to a thousandth.
@@ -171,7 +171,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(" ")
 }
 
-/// What one thread has seen.
+/// The findings of one thread.
 #[derive(Debug)]
 pub(super) struct Tally {
     /// When counting began, and when the thread stopped sending. `None` if it did not send, or stopped in the warm-up.
@@ -238,7 +238,8 @@ impl Tally {
         self.bytes += bytes;
     }
 
-    /// Counts a message whose answer will not come, while the run goes on. [`end`](Tally::end) tells how long it waited.
+    /// Counts a message whose answer will not come, while the run goes on. [`end`](Tally::end) tells how long it
+    /// waited.
     pub(super) fn lose(&mut self, since_ns: u64) {
         self.lost += 1;
         self.unanswered.add(since_ns);
@@ -341,7 +342,7 @@ impl Tally {
     }
 }
 
-/// What a run has found. It includes the failures of the warm-up, and not its messages.
+/// The findings of a run. They include the failures of the warm-up, and not its messages.
 #[derive(Debug)]
 pub(crate) struct Report {
     /// From the end of the warm-up to the end of the run or the last answer, whichever was later.

@@ -1,9 +1,9 @@
 //! When messages are due, and waiting for it.
 //!
-//! With a rate, the messages of a run are due one after another at equal distances, and the connections take
-//! turns: message *k* is due at `begin + k / rate`, on connection *k* modulo the number of connections. So
-//! each connection has a schedule of its own, which never shifts: what could not be sent in time is late, and
-//! its latency says so. (Gil Tene's wrk2 does the same; <https://github.com/giltene/wrk2>.)
+//! With a rate, the messages of a run are due one after another at equal distances, and the connections take turns.
+//! Message *k* is due at `begin + k / rate`, on connection *k* modulo the number of connections. So each connection has
+//! a schedule of its own, which never shifts. A message that could not be sent in time is late, and its latency shows
+//! that. Gil Tene's wrk2 does the same (<https://github.com/giltene/wrk2>).
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -22,18 +22,18 @@ pub(super) struct Schedule {
     begin_ns: u64,
     /// Connections of the run.
     all: u64,
-    /// This thread and the number of threads: it has every `threads`-th connection.
+    /// This thread and the number of threads. This thread has every `threads`-th connection.
     thread: u64,
     threads: u64,
     /// Connections of this thread.
     slots: u64,
-    /// The next message that is due: of which slot, in which of its turns.
+    /// The slot of the next message that is due, and its turn.
     slot: u64,
     turn: u64,
 }
 
 impl Schedule {
-    /// Nothing is due before it begins.
+    /// Makes a schedule. No message is due before [`begin`](Schedule::begin).
     pub(super) fn new(rate: u64, all: usize, (thread, threads): (usize, usize), slots: usize) -> Self {
         Schedule {
             rate,
@@ -55,7 +55,7 @@ impl Schedule {
     pub(super) fn due_ns(&self, slot: usize, turn: u64) -> u64 {
         const SECOND_NS: u64 = 1_000_000_000;
         let message = self.thread + slot as u64 * self.threads + turn * self.all;
-        // Whole seconds apart, so that nothing overflows or is rounded away.
+        // Computes whole seconds apart from the rest, so that nothing overflows or is rounded away.
         let ns = message / self.rate * SECOND_NS + message % self.rate * SECOND_NS / self.rate;
         self.begin_ns.saturating_add(ns)
     }
@@ -65,7 +65,7 @@ impl Schedule {
         self.due_ns(usize::try_from(self.slot).unwrap_or(usize::MAX), self.turn)
     }
 
-    /// The slot of the next message, if it is due now; then the one after it is next.
+    /// Returns the slot of the next message, if it is due now. Then the message after it is the next.
     pub(super) fn take(&mut self, now_ns: u64) -> Option<usize> {
         if self.next_ns() > now_ns {
             return None;
@@ -80,31 +80,31 @@ impl Schedule {
     }
 }
 
-/// A timer that wakes a poll to the microsecond, where a poll's own timeout is in whole milliseconds.
+/// A timer that wakes a poll to the microsecond. A poll's own timeout is in whole milliseconds.
 #[derive(Debug)]
 pub(super) struct Alarm {
     timer: OwnedFd,
-    /// What it is set to.
+    /// The time that it is set to.
     at_ns: u64,
 }
 
 impl Alarm {
-    /// A timer that is reported under this token each time it goes off.
+    /// Makes a timer that is reported under this token each time it expires.
     pub(super) fn new(registry: &Registry, token: Token) -> io::Result<Self> {
         let timer =
             timerfd_create(TimerfdClockId::Monotonic, TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC)?;
-        // Edge-triggered: going off again is reported again, though nobody reads.
+        // Edge-triggered: each new expiry is reported, although no thread reads the timer.
         registry.register(&mut SourceFd(&timer.as_raw_fd()), token, Interest::READABLE)?;
         Ok(Alarm { timer, at_ns: u64::MAX })
     }
 
-    /// Goes off at this time, unless it is set to that already.
+    /// Sets the timer to this time, unless it is set to that already.
     pub(super) fn set(&mut self, at_ns: u64, now_ns: u64) -> io::Result<()> {
         if at_ns == self.at_ns {
             return Ok(());
         }
         self.at_ns = at_ns;
-        // Nothing at all would switch it off.
+        // A wait of 0 would switch the timer off.
         let wait = Duration::from_nanos(at_ns.saturating_sub(now_ns).max(1));
         let wait = Timespec::try_from(wait).unwrap_or(Timespec { tv_sec: i64::MAX, tv_nsec: 0 });
         let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: wait };
@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn messages_are_due_at_equal_distances_over_all_threads() {
-        // Three connections on two threads, 1000 messages a second.
+        // There are three connections on two threads, and 1000 messages a second.
         let mut schedules = [Schedule::new(1000, 3, (0, 2), 2), Schedule::new(1000, 3, (1, 2), 1)];
         assert_eq!(schedules[0].take(u64::MAX - 1), None, "it has not begun");
         let mut due = Vec::new();

@@ -146,10 +146,10 @@ impl Slot {
         Ok(())
     }
 
-    /// Reads and checks until the socket is empty, or until [`TURN_BYTES`] were read. `to_the_end` says that the kernel has
-    /// reported the end of the stream. Without it, a short read means that the socket is empty, and the kernel reports
-    /// what comes later. Calls `silence` with the beginning and end of a silence that a byte of an answer ends, and
-    /// `answer` for each message that is whole.
+    /// Reads and checks until the socket is empty, or until [`TURN_BYTES`] were read. `to_the_end` says that the kernel
+    /// has reported the end of the stream. Without it, a short read means that the socket is empty, and the kernel
+    /// reports what comes later. Calls `silence` with the beginning and end of a silence that a byte of an answer ends,
+    /// and `answer` for each message that is whole.
     pub(super) fn receive(
         &mut self,
         buffer: &mut [u8],
@@ -219,7 +219,7 @@ impl Slot {
 }
 
 /// Whether the socket is connected to itself. If no process listens on a local port, the kernel can choose that port as
-/// the source of a connection to it, and TCP then connects the socket to itself. It would echo every byte correctly.
+/// the source of a connection to it. TCP then connects the socket to itself, and every byte would come back correctly.
 fn is_its_own_peer(stream: &TcpStream) -> bool {
     matches!((stream.local_addr(), stream.peer_addr()), (Ok(local), Ok(peer)) if local == peer)
 }

@@ -1,7 +1,7 @@
-//! What was sent on one connection, and whether what comes back is that.
+//! The bytes that were sent on one connection, and whether the same bytes come back.
 //!
-//! It knows nothing of sockets: it says which bytes are next to go out, and takes those that came in. A byte is
-//! expected only once it was sent, so nothing can come early, twice, or after the last answer unseen.
+//! It knows nothing of sockets. It returns the next bytes to send, and takes the bytes that came in. A byte is expected
+//! only once it was sent. So a byte that comes early, twice, or after the last answer is always seen.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -12,7 +12,8 @@ use super::report::{Mismatch, Origin};
 /// Bytes of a mismatch that are shown.
 const BYTES_SHOWN: usize = 8;
 
-/// Connections among which the origin of foreign bytes is looked for, the last ones opened: some milliseconds.
+/// Connections among which the origin of foreign bytes is looked for. They are the last ones opened, and the search
+/// takes some milliseconds.
 const CONNECTIONS_SEARCHED: u64 = 65_536;
 
 /// A message that was begun and is not back yet.
@@ -31,12 +32,12 @@ pub(super) struct Talk {
     pub(super) number: u64,
     seed: u64,
     pattern: Pattern,
-    /// Oldest first. Its room is kept from one connection to the next.
+    /// Oldest first. Its memory is kept from one connection to the next.
     waiting: VecDeque<Asked>,
     /// Messages begun, and their bytes.
     pub(super) asked: u64,
     asked_bytes: u64,
-    /// Of these, bytes that the kernel has, and bytes that came back.
+    /// Of these bytes, those that the kernel has taken, and those that came back.
     sent: u64,
     received: u64,
     /// Messages that came back whole.
@@ -44,7 +45,7 @@ pub(super) struct Talk {
 }
 
 impl Talk {
-    /// With room for as many messages as may be on their way.
+    /// Has room for `pipeline` messages, which is as many as may be on their way.
     pub(super) fn new(seed: u64, pipeline: usize) -> Self {
         Talk {
             number: 0,
@@ -59,7 +60,7 @@ impl Talk {
         }
     }
 
-    /// Starts anew, as the connection of this number.
+    /// Starts again, as the connection of this number.
     pub(super) fn begin(&mut self, number: u64) {
         self.number = number;
         self.pattern = Pattern::of(self.seed, number);
@@ -67,7 +68,7 @@ impl Talk {
         (self.asked, self.asked_bytes, self.sent, self.received, self.answered) = (0, 0, 0, 0, 0);
     }
 
-    /// Begins a message, of a size that depends only on the seed, the connection and how many came before.
+    /// Begins a message. Its size depends only on the seed, the connection and the number of messages before it.
     pub(super) fn ask(&mut self, sizes: &RangeInclusive<u64>, since_ns: u64) {
         let span = sizes.end() - sizes.start() + 1;
         let bytes = if span == 1 { 0 } else { self.pattern.draw(self.asked) % span } + sizes.start();
@@ -81,12 +82,12 @@ impl Talk {
         &self.waiting
     }
 
-    /// Whether there is something to send.
+    /// Whether there are bytes to send.
     pub(super) fn owes(&self) -> bool {
         self.sent < self.asked_bytes
     }
 
-    /// Fills the front of `buffer` with what is next to be sent, and returns that.
+    /// Fills the front of `buffer` with the next bytes to send, and returns them.
     pub(super) fn outgoing<'a>(&self, buffer: &'a mut [u8]) -> &'a [u8] {
         let left = usize::try_from(self.asked_bytes - self.sent).unwrap_or(usize::MAX);
         let length = left.min(buffer.len());
@@ -95,13 +96,13 @@ impl Talk {
         piece
     }
 
-    /// The kernel took so many of the outgoing bytes.
+    /// Notes that the kernel took this many of the outgoing bytes.
     pub(super) fn took(&mut self, bytes: usize) {
         self.sent += bytes as u64;
         debug_assert!(self.sent <= self.asked_bytes, "nothing is sent that was not asked");
     }
 
-    /// Takes bytes that came in. Calls `answer` for each message that is whole with them.
+    /// Takes bytes that came in. Calls `answer` for each message that they complete.
     pub(super) fn hear(&mut self, got: &[u8], mut answer: impl FnMut(Asked)) -> Result<(), Unexpected> {
         let expected = usize::try_from(self.sent - self.received).unwrap_or(usize::MAX).min(got.len());
         let agreed = self.pattern.agreement(self.received, &got[..expected]);
@@ -116,8 +117,8 @@ impl Talk {
         if agreed < got.len() { Err(Unexpected { from: agreed }) } else { Ok(()) }
     }
 
-    /// Tells what is wrong with `rest`, the bytes that came and were not expected. Of all connections, `opened`
-    /// have been opened.
+    /// Describes what is wrong with `rest`, the bytes that came and were not expected. `opened` is the number of
+    /// connections opened so far.
     pub(super) fn explain(&self, rest: &[u8], opened: u64) -> Mismatch {
         let shown = rest.len().min(BYTES_SHOWN);
         let left = usize::try_from(self.sent - self.received).unwrap_or(usize::MAX);
@@ -159,7 +160,7 @@ impl Talk {
     }
 }
 
-/// Some bytes were not those expected, from this place among them on.
+/// Some bytes were not the expected ones. The first wrong byte is at index `from`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Unexpected {
     pub(super) from: usize,
@@ -169,7 +170,7 @@ pub(super) struct Unexpected {
 mod tests {
     use super::*;
 
-    /// Two messages of 100 bytes, sent; and their bytes.
+    /// Returns a connection that has sent two messages of 100 bytes, and their bytes.
     fn talk(number: u64) -> (Talk, Vec<u8>) {
         let mut talk = Talk::new(1, 2);
         talk.begin(number);
@@ -183,7 +184,7 @@ mod tests {
         (talk, bytes)
     }
 
-    /// Hears all of it at once; the offset and origin of what is wrong.
+    /// Takes all of `got` at once. Returns the offset and origin of the mismatch, if there is one.
     fn wrong(talk: &mut Talk, got: &[u8]) -> Option<(u64, Origin)> {
         let unexpected = talk.hear(got, |_| {}).err()?;
         let mismatch = talk.explain(&got[unexpected.from..], 10);
@@ -237,7 +238,7 @@ mod tests {
         assert!(mismatch.to_string().starts_with("connection 1, offset 200: expected nothing, got "));
         assert_eq!(wrong(&mut talk, &bytes[180..]), Some((200, Origin::Repeated(180))));
 
-        // The bytes of a message that was asked and not sent yet: not even when they are right.
+        // The message was asked and not sent yet. Its bytes are not expected even if they are right.
         let mut early = Talk::new(1, 1);
         early.begin(1);
         early.ask(&(100..=100), 5);

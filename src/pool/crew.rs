@@ -2,8 +2,8 @@
 //!
 //! # No silent deadlock
 //!
-//! A worker that waits for a job of its own pool runs no other job meanwhile. Two things can go wrong. In both cases the
-//! wait that would complete the deadlock is refused with an error instead:
+//! A worker that waits for a job of its own pool runs no other job meanwhile. Two things can go wrong. In both cases
+//! the wait that would complete the deadlock is refused with an error instead:
 //!
 //! - *Starvation*: every worker waits for the pool, so no queued job will ever start.
 //! - *A circle*: the awaited job waits, directly or through others, for the job that the waiter itself runs.
@@ -11,9 +11,9 @@
 //! Why the error is neither missed nor wrong:
 //!
 //! 1. A wait is entered here under the lock of the awaited job or queue, before that ends.
-//! 2. It is crossed out under the same lock when the awaited job ends, *by the thread that ends it*, and not by the
-//!    waiter when it wakes. A waiter that wakes for another reason crosses its entry out, under that lock, before it
-//!    makes a new one.
+//! 2. When the awaited job ends, *the thread that ends it* crosses the wait out, under the same lock. The waiter does
+//!    not do it when it wakes. If a waiter wakes for another reason, it crosses its entry out, under that lock, before
+//!    it makes a new one.
 //! 3. So at any moment the list holds exactly the waits of workers that only an end can free that has not happened.
 //! 4. If all workers are on the list, none of them can bring such an end about. The list has its own lock, so the last
 //!    worker to come sees that.
@@ -22,28 +22,28 @@
 //!
 //! A wait for room in the queue ends when there is room, and not by another thread's hand. Its waiter may have been
 //! notified and not be awake yet. So if such a wait is on the list, a list of all workers proves nothing. The worker
-//! that completes the list then makes all that wait for room look again. Each of those crosses its entry out, tries, and
-//! enters again if the queue is full. With all others on the list and the queue still full, the wait is hopeless.
+//! that completes the list then makes all that wait for room look again. Each of those crosses its entry out, tries,
+//! and enters again if the queue is full. With all others on the list and the queue still full, the wait is hopeless.
 //!
 //! A worker that should retire stays while it is the last that does not wait. No worker leaves a draining pool before
-//! the queue is empty, and then no job is left that could starve. When a worker cannot begin that others had counted on,
-//! all that wait look again.
+//! the queue is empty, and then no job is left that could starve. If other workers had counted on a worker that cannot
+//! begin, all that wait look again.
 //!
 //! # Two numbers of workers
 //!
 //! - The roster's number is the one that the deadlock argument and a resize need. A worker that retires leaves it. A
-//!   drain or an abort does not change it. A thread that aborts may have an awaited job in hand when all workers but the
-//!   waiter have ended. That thread ends the wait, so the wait is not hopeless.
-//! - [`Crew::workers`] is the number that gauges show: worker threads that have entered and not come to their end. It is
-//!   0 when a drain or an abort is over. A thread that runs a job is always in it. A reader that takes this number
-//!   before it counts the busy workers, and again after, finds no more busy workers than the larger of the two.
+//!   drain or an abort does not change it. A thread that aborts may have an awaited job in hand when all workers but
+//!   the waiter have ended. That thread ends the wait, so the wait is not hopeless.
+//! - [`Crew::workers`] is the number that gauges show: worker threads that have entered and not come to their end. It
+//!   is 0 when a drain or an abort is over. A thread that runs a job is always in it. A reader takes this number before
+//!   it counts the busy workers, and again after. It finds no more busy workers than the larger of the two.
 //!
 //! # What is not seen
 //!
 //! - Circles through several pools.
 //! - Waits of an executor that polls handles on a worker.
-//! - A `resize` called by a job, which waits for the first step of new workers, if that step waits for the job or for
-//!   another job that needs its worker.
+//! - A `resize` called by a job, if the first step of a new worker waits for that job. The same is true if that step
+//!   waits for another job that needs the worker of the first. The `resize` waits for the step.
 
 use std::collections::HashSet;
 use std::sync::atomic::AtomicUsize;
@@ -90,7 +90,7 @@ struct Wait {
     thread: Thread,
 }
 
-/// What a worker of the pool waits for.
+/// The event that a worker of the pool waits for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Awaited {
     /// The end of one of these jobs.

@@ -2,8 +2,8 @@
 //!
 //! # Why the numbers agree
 //!
-//! The pool's law is that the submitted jobs are those ended, waiting and running. The order of the reading makes it hold
-//! at every moment: first the count of pushes, then the workers' cells, each consistent in itself.
+//! The pool's law is that the submitted jobs are those ended, waiting and running. The order of the reading makes it
+//! hold at every moment: first the count of pushes, then the workers' cells, each consistent in itself.
 //!
 //! - A job pushed after the first step may already be counted as taken. Then the taken jobs are the truer count of
 //!   submissions, so the larger of the two is reported. Both only rise, so the report does too.
@@ -21,9 +21,9 @@
 //! accounted for, and a later reading would be lower by that instant. A counter must not fall. So the largest sum ever
 //! reported is kept, and reported until the true sum has reached it.
 //!
-//! The sum over the workers may exceed 64 bits of nanoseconds: 10,000 busy workers take 21 days for that. It is added up
-//! in 128 bits, and rounded up to microseconds, of which 64 bits hold 58 years of 10,000 busy workers. Rounding keeps the
-//! order, and rounding up keeps the busy time no shorter than the sum of the jobs' durations.
+//! The sum over the workers may exceed 64 bits of nanoseconds: 10,000 busy workers take 21 days for that. It is added
+//! up in 128 bits, and rounded up to microseconds, of which 64 bits hold 58 years of 10,000 busy workers. Rounding
+//! keeps the order, and rounding up keeps the busy time no shorter than the sum of the jobs' durations.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -35,12 +35,12 @@ use super::workers::Shared;
 use crate::clock;
 use crate::metrics::{LATENCY_BOUNDS_NS, Page, Reading, Source};
 
-/// What a pool had done, and was doing, when it was read.
+/// The numbers of a pool at the time when they were read.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Stats {
     /// Worker threads that have not ended. A worker that leaves after a resize, a drain or an abort counts until its
-    /// thread ends, so this is 0 when a drain is over. A server's reactor counts too while it serves as a worker.
+    /// thread ends. So this is 0 when a drain is over. A server's reactor counts too while it serves as a worker.
     pub workers: usize,
     /// Workers that now run a job.
     pub busy: usize,
@@ -51,10 +51,10 @@ pub struct Stats {
     /// How long the job at the head of the queue has waited; zero if none waits.
     pub queue_oldest_age: Duration,
     /// How long the longest-running job has run; zero if none runs. It includes work for a job that has been counted
-    /// already, such as the destructor of a result that no handle takes, because a worker may be stuck there.
+    /// already, because a worker may be stuck there. An example is the destructor of a result that no handle takes.
     pub longest_running: Duration,
-    /// Worker time spent in jobs, the running ones included, rounded up to the microsecond. It never falls, for 58 years
-    /// with 10,000 busy workers.
+    /// Worker time spent in jobs, the running ones included, rounded up to the microsecond. It never falls, for 58
+    /// years with 10,000 busy workers.
     pub busy_time: Duration,
     /// Jobs admitted, and jobs that jobs requeued.
     pub submitted: u64,

@@ -2,38 +2,39 @@
 //!
 //! # What it guarantees
 //!
-//! - **Bounded.** A [`Pool`] has a queue of fixed capacity. What a submitter feels when it is full is its
-//!   choice: [`submit`](Pool::submit) blocks, [`submit_timeout`](Pool::submit_timeout) gives up,
-//!   [`try_submit`](Pool::try_submit) rejects; and the job comes back.
+//! - **Bounded.** A [`Pool`] has a queue of fixed capacity. If it is full, the submitter has a choice:
+//!   [`submit`](Pool::submit) blocks, [`submit_timeout`](Pool::submit_timeout) gives up, and
+//!   [`try_submit`](Pool::try_submit) rejects. A rejected job comes back to the submitter.
 //! - **First in, first out.** Workers take jobs in the order in which they were admitted.
 //! - **An admitted job ends exactly once**: it is completed, it panics, it is cancelled, it expires, or it is
-//!   aborted, is counted so, and its handle says so. A panic ends its job, never its worker.
-//! - **The numbers are true.** [`Pool::stats`] and the collector of [`Pool::collector`] satisfy, at every
-//!   moment and not only at rest, `submitted = completed + panicked + cancelled + expired + aborted +
-//!   queue_depth + busy`, `busy <= workers`, and `queue_depth <= queue_capacity`. Time spent in jobs counts
-//!   the running ones; ages rise although nothing ends. Who has joined a job that ran finds it counted; one that
-//!   was cancelled or expired is counted when a worker comes to its place in the queue.
-//! - **A drain loses nothing.** [`Pool::drain`] stops admission, finishes what was admitted, and ends early
-//!   when nothing is left. Nor does [`Pool::resize`].
-//! - **No silent deadlock.** A worker that would wait for ever for its own pool gets an error instead of a hang:
-//!   in `join`, in a group, or for room in the queue. Waits with a timeout end by it. Not seen are circles through
-//!   several pools, an executor that polls handles on a worker, and a job that resizes its pool while a new
-//!   worker's first step waits for that job, or for one that needs its worker.
+//!   aborted. The pool counts that outcome, and the job's handle reports it. A panic ends its job, never its worker.
+//! - **The numbers are true.** They come from [`Pool::stats`] and the collector of [`Pool::collector`]. At every
+//!   moment, and not only at rest, they satisfy `submitted = completed + panicked + cancelled + expired + aborted +
+//!   queue_depth + busy`, `busy <= workers`, and `queue_depth <= queue_capacity`. Time spent in jobs includes the
+//!   running ones, and ages rise although nothing ends. If a job ran, a thread that has joined it finds it counted. If
+//!   a job was cancelled or expired, it is counted when a worker comes to its place in the queue.
+//! - **A drain loses no job.** [`Pool::drain`] stops admission, finishes the admitted jobs, and ends early when no job
+//!   is left. [`Pool::resize`] loses no job either.
+//! - **No silent deadlock.** A worker that would wait for ever for its own pool gets an error instead of a hang. This
+//!   holds for `join`, for a group, and for a wait for room in the queue. A wait with a timeout ends at its timeout.
+//!   The pool does not detect circles through several pools, or an executor that polls handles on a worker. Nor does it
+//!   detect a job that resizes its pool while a new worker's first step waits for that job. The same is true if that
+//!   step waits for another job that needs the worker of the first.
 //!
 //! # The rooms
 //!
-//! In reading order, from what a user holds down to the queue.
+//! In reading order, from the types that a user holds down to the queue.
 //!
 //! | module | what |
 //! | --- | --- |
 //! | `map`, `group` | many jobs at once |
-//! | `handle` | what a submitter holds: outcomes, errors, cancellation |
-//! | `job` | a closure on its way, and its outcome on the way back: the states of a job |
+//! | `handle` | the submitter's side of a job: outcomes, errors, cancellation |
+//! | `job` | a closure, its outcome, and the states of a job |
 //! | `workers` | admission, the number of workers, drain: the engine, for any type of job |
 //! | `worker` | one worker and its accounts |
 //! | `metrics` | all accounts in one reading |
-//! | `current`, `crew` | who the calling thread is; who waits for whom |
-//! | `queue` | the queue and the waking of sleepers |
+//! | `current`, `crew` | which pool the calling thread works for; which workers wait for which jobs |
+//! | `queue` | the queue, and the waking of workers that sleep |
 
 mod crew;
 mod current;
@@ -66,26 +67,28 @@ pub use self::workers::InitError;
 pub(crate) use self::workers::{Helper, Patience, Settings, Workers};
 use crate::clock::Clock;
 
-/// The most workers a pool may have: a thread each, and a scrape looks at all of them.
+/// The most workers a pool may have. Each is a thread, and a scrape looks at all of them.
 pub const MAX_WORKERS: usize = 10_000;
 
-/// The most jobs a queue may hold: its memory, some gigabytes then, is taken at the start.
+/// The most jobs a queue may hold. The queue takes its memory at the start, and a queue of this capacity takes some
+/// gigabytes.
 pub const MAX_QUEUE_CAPACITY: usize = 100_000_000;
 
-/// The stack of a worker unless set: as much as std gives a thread, since closures come from anywhere. Memory is
-/// taken for what is touched alone.
+/// The default size of a worker's stack, in bytes. It is the size that std gives a thread, because the pool does not
+/// know what its closures need. Only the touched part of a stack takes memory.
 pub const DEFAULT_STACK_SIZE: usize = 2 * 1024 * 1024;
 
-/// The capacity of a pool's queue unless set: enough for a burst, and little enough that a submitter feels
-/// when the workers fall behind.
+/// The default capacity of a pool's queue, in jobs. It is enough for a burst, and small enough that a submitter feels
+/// backpressure when the workers fall behind.
 pub const DEFAULT_QUEUE_CAPACITY: usize = 1024;
 
 /// A bounded pool of named worker threads that run closures, and may block.
 ///
-/// Dropping a pool drains it: the drop blocks until every admitted job has ended; in a panicking thread it
-/// aborts instead. [`drain`](Pool::drain) with a timeout, or [`abort`](Pool::abort), comes back sooner. A pool
-/// may be shared by reference or in an [`Arc`]; if the last owner is one of its own jobs, the drop aborts, for
-/// a worker cannot wait for its own end.
+/// Dropping a pool drains it, and the drop blocks until every admitted job has ended. In a panicking thread it
+/// aborts instead. [`drain`](Pool::drain) with a timeout, or [`abort`](Pool::abort), returns sooner.
+///
+/// A pool may be shared by reference or in an [`Arc`]. If the last owner is one of the pool's own jobs, the drop
+/// aborts, because a worker cannot wait for its own end.
 ///
 /// ```
 /// use std::time::Duration;
@@ -104,7 +107,8 @@ pub const DEFAULT_QUEUE_CAPACITY: usize = 1024;
 ///
 #[doc = include_str!("comparison.md")]
 pub struct Pool {
-    // Before the other, so that the numbers can be seen until the drop's drain is over.
+    // The first field, because fields are dropped in order: the registry has the numbers until the drop's drain is
+    // over.
     workers: Workers<Task>,
     registered: Option<Registered>,
 }
@@ -117,14 +121,14 @@ struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        // Fails if the user has done it before.
+        // This fails if the user has taken the metrics out before.
         let _ = self.registry.unregister(collector(Arc::clone(&self.meter)));
     }
 }
 
 impl Pool {
-    /// Starts to describe a pool. `name` becomes part of its threads' names, `mill-<name>-<number>`, of which
-    /// Linux shows the first 15 bytes, and the value of its metrics' label `pool`.
+    /// Starts to describe a pool. `name` is part of its threads' names, `mill-<name>-<number>`, of which Linux shows
+    /// the first 15 bytes. It is also the value of the label `pool` of its metrics.
     pub fn builder(name: impl Into<String>) -> PoolBuilder {
         PoolBuilder {
             name: name.into(),
@@ -143,14 +147,15 @@ impl Pool {
         self.workers.name()
     }
 
-    /// Admits a job, and blocks while the queue is full, for as long as that lasts.
-    /// [`try_submit`](Pool::try_submit) never blocks, [`submit_timeout`](Pool::submit_timeout) gives up.
+    /// Admits a job. If the queue is full, it blocks for as long as that lasts.
+    /// [`try_submit`](Pool::try_submit) never blocks, and [`submit_timeout`](Pool::submit_timeout) gives up.
     ///
     /// # Errors
     ///
-    /// [`Rejected::Draining`] once a drain or an abort has begun, also while it blocks;
-    /// [`Rejected::Deadlock`] on a worker of this pool that would block for ever. Both carry the job, and both
-    /// are counted.
+    /// - [`Rejected::Draining`] once a drain or an abort has begun, also while it blocks.
+    /// - [`Rejected::Deadlock`] on a worker of this pool that would block for ever.
+    ///
+    /// Both carry the job, and both are counted.
     pub fn submit<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -163,8 +168,10 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// [`Rejected::Full`] when as many jobs wait as the queue holds, [`Rejected::Draining`] once a drain or an
-    /// abort has begun. Both carry the job, and both are counted.
+    /// - [`Rejected::Full`] if as many jobs wait as the queue holds.
+    /// - [`Rejected::Draining`] once a drain or an abort has begun.
+    ///
+    /// Both carry the job, and both are counted.
     pub fn try_submit<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -173,13 +180,15 @@ impl Pool {
         self.admit(job, None, Patience::None)
     }
 
-    /// Admits a job, and blocks while the queue is full, `timeout` at most.
+    /// Admits a job. If the queue is full, it blocks for `timeout` at most.
     ///
     /// # Errors
     ///
-    /// [`Rejected::Full`] when there was no room in that time, [`Rejected::Draining`] once a drain or an abort
-    /// has begun, also while it blocks. Both carry the job, and both are counted. With a timeout beyond the reach
-    /// of [`Instant`] it is a [`submit`](Pool::submit).
+    /// - [`Rejected::Full`] if there was no room in that time.
+    /// - [`Rejected::Draining`] once a drain or an abort has begun, also while it blocks.
+    ///
+    /// Both carry the job, and both are counted. If the timeout is beyond the reach of [`Instant`], this is a
+    /// [`submit`](Pool::submit).
     pub fn submit_timeout<F, T>(&self, job: F, timeout: Duration) -> Result<JobHandle<T>, Rejected<F>>
     where
         F: FnOnce() -> T + Send + 'static,
@@ -188,8 +197,8 @@ impl Pool {
         self.admit(job, None, Patience::lasting(timeout))
     }
 
-    /// As [`submit`](Pool::submit), for a job whose outcome nobody asks for: there is no handle, so that a
-    /// job costs less. The numbers count it; a panic is reported by the panic hook alone.
+    /// As [`submit`](Pool::submit), for a job whose outcome is not needed. There is no handle, so the job costs less.
+    /// The numbers count the job, and only the panic hook reports its panic.
     ///
     /// # Errors
     ///
@@ -213,10 +222,12 @@ impl Pool {
         self.workers.submit(Task::plain(job), Patience::None).map_err(|it| it.map(Task::take_back))
     }
 
-    /// This pool, with a deadline for what is submitted through it: a job that has not been started within
-    /// `deadline` of its submission is dropped unrun, counted as expired, and its handle says so. The time that
-    /// a submission blocks is part of it. A job that has been started runs to its end. Threads that wait for the job
-    /// are told in time; tasks that await it, and callbacks, when a worker comes to it.
+    /// Returns this pool with a deadline for jobs that are submitted through it.
+    ///
+    /// If a job has not been started within `deadline` of its submission, it is dropped unrun and counted as expired,
+    /// and its handle reports that. The time for which a submission blocks counts too. A job that has been started runs
+    /// to its end. Threads that wait for the job learn of its expiry on time. Tasks that await it, and callbacks, learn
+    /// of it when a worker comes to the job.
     ///
     /// ```
     /// # let pool = millpond::Pool::builder("doc").workers(1).build()?;
@@ -235,10 +246,10 @@ impl Pool {
         WithDeadline { pool: self, deadline }
     }
 
-    /// One job for each item, and their results in the order of the items.
+    /// Runs one job for each item, and returns the results in the order of the items.
     ///
-    /// Submits as the results are asked for, a bounded number ahead, so that the items may be endless; see
-    /// [`Map::look_ahead`]. The first result asked for submits the first job.
+    /// It submits jobs when results are asked for, a bounded number ahead, so the items may be endless; see
+    /// [`Map::look_ahead`]. The first job is submitted when the first result is asked for.
     ///
     /// ```
     /// # let pool = millpond::Pool::builder("doc").workers(4).build()?;
@@ -271,61 +282,67 @@ impl Pool {
         let task = Task::handled(Arc::clone(&job) as Arc<dyn Run>);
         match self.workers.submit(task, patience) {
             Ok(()) => Ok(JobHandle { job, pool: self.workers.id() }),
-            // The task is dropped after that, and finds nothing to abort.
+            // The task is dropped after the job has been taken out, and so finds nothing to abort.
             Err(rejected) => Err(rejected.map(|_task| job.take_back())),
         }
     }
 
     /// Sets the number of workers, 1 to [`MAX_WORKERS`], while the pool works. No job is lost.
     ///
-    /// When it returns, those that were missing have been started, and have done what
-    /// [`PoolBuilder::on_worker_start`] says. Those that are too many leave after the job they run, and until
-    /// then they count as workers. A worker that is the last that does not wait for its own pool stays as long
-    /// as that is so.
+    /// When it returns, the missing workers have been started, and have completed the step of
+    /// [`PoolBuilder::on_worker_start`]. Surplus workers leave after the job they run, and until then they count as
+    /// workers. If a surplus worker is the last that does not wait for its own pool, it stays for as long as that is
+    /// so.
     ///
     /// # Errors
     ///
-    /// [`PoolError::Workers`] for a number out of range, [`PoolError::Draining`] once a drain or an abort has
-    /// begun, [`PoolError::Spawn`] when the system refuses a thread, [`PoolError::Init`] when a new worker
-    /// could not begin. After the last two the pool goes on with the workers it has. [`PoolError::Beginning`] in
-    /// [`PoolBuilder::on_worker_start`] of this pool.
+    /// - [`PoolError::Workers`] if the number is out of range.
+    /// - [`PoolError::Draining`] once a drain or an abort has begun.
+    /// - [`PoolError::Spawn`] if the system refuses a thread, and [`PoolError::Init`] if a new worker could not begin.
+    ///   After these two the pool goes on with the workers it has.
+    /// - [`PoolError::Beginning`] in [`PoolBuilder::on_worker_start`] of this pool.
     pub fn resize(&self, workers: usize) -> Result<(), PoolError> {
         self.workers.resize(workers)
     }
 
-    /// Stops admission, lets the workers finish every admitted job, and waits for them, `timeout` at most. It
-    /// returns as soon as the last job has ended, or at the timeout. What then still waits in the queue is dropped and
-    /// counted as aborted, and workers still in a job exit after it; their threads are not waited for. When all have
-    /// ended in time, it lasts on until the threads are gone, with the destructors of their thread-locals; but not of those that a [`resize`](Self::resize) is starting
-    /// meanwhile, which leave by themselves.
+    /// Stops admission, lets the workers finish every admitted job, and waits for them, for `timeout` at most. It
+    /// returns as soon as the last job has ended, or at the timeout. [`Stats::workers`] falls to 0 as the threads end.
     ///
-    /// Safe to call again and from several threads: each call waits for the same end. On a worker of this pool
-    /// it cannot come to an end before its timeout, because the job that calls it runs.
+    /// At the timeout it drops the jobs that still wait in the queue, and counts them as aborted. Workers that still
+    /// run a job exit after it, and the drain does not wait for their threads.
+    ///
+    /// If all workers have ended in time, the drain also joins their threads, with the destructors of their
+    /// thread-locals. It does not join the threads that a [`resize`](Self::resize) is starting meanwhile. Those leave
+    /// by themselves.
+    ///
+    /// Safe to call again and from several threads, because each call waits for the same end. On a worker of this pool
+    /// it cannot end before its timeout, because the job that calls it still runs.
     pub fn drain(&self, timeout: Duration) -> Drained {
         self.workers.drain(timeout)
     }
 
-    /// Stops admission, drops every job that waits and counts it as aborted. Running jobs run on, and are told
-    /// through [`CancelToken::current`]; each worker exits after its job. Does not wait for them.
+    /// Stops admission, drops every job that waits, and counts it as aborted. Running jobs run on, and can see the
+    /// abort through [`CancelToken::current`]. Each worker exits after its job. The abort does not wait for them, and
+    /// [`Stats::workers`] falls to 0 as the threads end.
     pub fn abort(&self) -> Drained {
         self.workers.abort()
     }
 
-    /// Reads every number of the pool at once. Takes no lock that a submitter or a working worker waits on;
+    /// Reads every number of the pool at once. It takes no lock that a submitter or a working worker waits for. It
     /// costs a look at each worker's cells.
     #[must_use]
     pub fn stats(&self) -> Stats {
         self.workers.stats()
     }
 
-    /// How long the job that has waited longest has been waiting; zero when none waits.
+    /// How long the job that has waited longest has been waiting; zero if no job waits.
     #[must_use]
     pub fn oldest_age(&self) -> Duration {
         self.workers.oldest_age()
     }
 
-    /// A collector of the pool's metrics, `millpond_pool_*`, labelled `pool="<name>"`, for a `prometheus`
-    /// registry. [`PoolBuilder::registry`] registers it at the start.
+    /// A collector of the pool's metrics for a `prometheus` registry. They are named `millpond_pool_*` and labelled
+    /// `pool="<name>"`. [`PoolBuilder::registry`] registers the collector at the start.
     #[must_use]
     pub fn collector(&self) -> Box<dyn prometheus::core::Collector> {
         collector(self.workers.meter())
@@ -338,7 +355,7 @@ impl fmt::Debug for Pool {
     }
 }
 
-/// A pool, and a deadline for what is submitted through it; see [`Pool::with_deadline`].
+/// A pool, and a deadline for jobs that are submitted through it; see [`Pool::with_deadline`].
 #[derive(Clone, Copy, Debug)]
 pub struct WithDeadline<'p> {
     pool: &'p Pool,
@@ -386,13 +403,13 @@ impl WithDeadline<'_> {
     }
 }
 
-/// A collector of what this pool says of itself.
+/// A collector of this pool's metrics.
 pub(crate) fn collector(meter: Arc<dyn Meter>) -> Box<dyn prometheus::core::Collector> {
     let name = meter.name().to_owned();
     crate::metrics::collector(metrics::PoolMetrics(meter), &[("pool", &name)])
 }
 
-/// What a pool says of itself, whatever its jobs are.
+/// The numbers of a pool, without the type of its jobs.
 pub(crate) trait Meter: Send + Sync {
     /// The pool's name.
     fn name(&self) -> &str;
@@ -400,7 +417,7 @@ pub(crate) trait Meter: Send + Sync {
     fn stats(&self) -> Stats;
     /// See [`Pool::oldest_age`].
     fn oldest_age(&self) -> Duration;
-    /// What each worker does, by its number, and how many jobs it has taken; those that a resize let go stand among
+    /// What each worker does, by its number, and how many jobs it has taken. Workers that left after a resize are among
     /// them. Takes no lock that a worker waits for.
     fn workers(&self) -> Vec<(Occupation, u64)>;
 }
@@ -423,49 +440,50 @@ pub struct PoolBuilder {
 }
 
 impl PoolBuilder {
-    /// Sets the number of worker threads, 1 to [`MAX_WORKERS`]. Unless set, as many as the machine runs at
-    /// once; jobs that block call for more.
+    /// Sets the number of worker threads, 1 to [`MAX_WORKERS`]. The default is as many threads as the machine runs at
+    /// once. Jobs that block need more.
     #[must_use]
     pub fn workers(mut self, workers: usize) -> Self {
         self.workers = workers;
         self
     }
 
-    /// Sets how many jobs may wait, 1 to [`MAX_QUEUE_CAPACITY`]. Unless set, [`DEFAULT_QUEUE_CAPACITY`]. The
-    /// queue's memory is taken at the start: about 48 bytes for each.
+    /// Sets how many jobs may wait, 1 to [`MAX_QUEUE_CAPACITY`]. The default is [`DEFAULT_QUEUE_CAPACITY`]. The queue
+    /// takes its memory at the start, about 48 bytes for each job.
     #[must_use]
     pub fn queue_capacity(mut self, jobs: usize) -> Self {
         self.queue_capacity = jobs;
         self
     }
 
-    /// Sets the size of each worker's stack, in bytes. Unless set, [`DEFAULT_STACK_SIZE`]. The system rounds it
-    /// up and takes memory only for what is touched.
+    /// Sets the size of each worker's stack, in bytes. The default is [`DEFAULT_STACK_SIZE`]. The system rounds it up,
+    /// and only the touched part takes memory.
     #[must_use]
     pub fn stack_size(mut self, bytes: usize) -> Self {
         self.stack_size = bytes;
         self
     }
 
-    /// Sets whether waits and durations are measured. Unless set, they are. Without them a job costs two looks
-    /// at the clock less, and every time in [`Stats`] and in the metrics stays 0; jobs are counted all the same.
+    /// Sets whether waits and durations are measured. By default they are. If they are not, a job costs two looks at
+    /// the clock less, and every time in [`Stats`] and in the metrics stays 0. Jobs are still counted.
     #[must_use]
     pub fn timed(mut self, timed: bool) -> Self {
         self.timed = timed;
         self
     }
 
-    /// Has the pool's metrics, those of [`Pool::collector`], put into this registry at the start, and taken out, by
-    /// the pool's name, when the pool has been dropped.
+    /// Sets a registry for the pool's metrics, which are those of [`Pool::collector`]. The pool registers them at the
+    /// start. When the pool has been dropped, they are taken out by the pool's name.
     #[must_use]
     pub fn registry(mut self, registry: &Registry) -> Self {
         self.registry = Some(registry.clone());
         self
     }
 
-    /// Sets what each worker does before its first job, on its own thread, given its number from 0: open a
-    /// connection, set a thread-local, lower a priority. [`build`](PoolBuilder::build) and
-    /// [`Pool::resize`] wait for it. An error, or a panic, is an error there.
+    /// Sets a step that each worker completes on its own thread before its first job. The argument is the worker's
+    /// number, from 0. The step may open a connection, set a thread-local, or lower a priority.
+    /// [`build`](PoolBuilder::build) and [`Pool::resize`] wait for it. If the step returns an error or panics, they
+    /// return an error.
     ///
     /// ```
     /// use millpond::{Pool, PoolError};
@@ -486,9 +504,13 @@ impl PoolBuilder {
     ///
     /// # Errors
     ///
-    /// [`PoolError::Workers`] and [`PoolError::QueueCapacity`] for a number out of range, [`PoolError::Name`] for a
-    /// name no thread can have, [`PoolError::Spawn`] when the system refuses a thread, [`PoolError::Init`] when a worker could not
-    /// begin, [`PoolError::Register`] when the registry has a pool of this name. No thread is left behind.
+    /// - [`PoolError::Workers`] and [`PoolError::QueueCapacity`] if a number is out of range.
+    /// - [`PoolError::Name`] if no thread can have the name.
+    /// - [`PoolError::Spawn`] if the system refuses a thread.
+    /// - [`PoolError::Init`] if a worker could not begin.
+    /// - [`PoolError::Register`] if the registry has a pool of this name.
+    ///
+    /// After an error no thread is left.
     pub fn build(self) -> Result<Pool, PoolError> {
         let PoolBuilder { name, workers, queue_capacity, stack_size, timed, registry, init } = self;
         let clock = Clock::start();
@@ -522,15 +544,15 @@ impl fmt::Debug for PoolBuilder {
     }
 }
 
-/// Why a job was not admitted; it comes back inside.
+/// Why a job was not admitted. The job comes back inside.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Rejected<J> {
     /// As many jobs wait as the queue holds.
     Full(J),
-    /// The pool drains, or has.
+    /// The pool drains, or has drained.
     Draining(J),
-    /// The submitter is a worker of this pool, and the queue would stay full for ever, because every worker
-    /// waits for its own pool.
+    /// The submitter is a worker of this pool. The queue would stay full for ever, because every worker waits for its
+    /// own pool.
     Deadlock(J),
 }
 
@@ -542,7 +564,7 @@ impl<J> Rejected<J> {
         }
     }
 
-    /// Drops the job, so that the error can be sent and shared whatever the job is:
+    /// Drops the job. Then the error can be sent and shared, whatever the type of the job:
     /// `pool.submit(job).map_err(Rejected::without_job)?`.
     #[must_use]
     pub fn without_job(self) -> Rejected<()> {
@@ -592,26 +614,26 @@ pub enum PoolError {
     QueueCapacity(usize),
     /// The system refused a thread.
     Spawn {
-        /// How many workers it had granted.
+        /// How many threads it had granted.
         started: usize,
-        /// What it said.
+        /// The system's error.
         source: io::Error,
     },
     /// A worker could not begin: [`PoolBuilder::on_worker_start`] failed or panicked.
     Init {
-        /// What it said.
+        /// The error that it returned, or the message of its panic.
         source: InitError,
     },
-    /// The registry did not take the pool's metrics; as a rule it has those of a pool of this name.
+    /// The registry did not take the pool's metrics. As a rule it has those of a pool of this name.
     Register {
-        /// What it said.
+        /// The registry's error.
         source: prometheus::Error,
     },
-    /// The pool drains, or has, and its workers are leaving.
+    /// The pool drains, or has drained, and its workers are leaving.
     Draining,
-    /// A worker asked for a resize in its first step, which a resize waits for.
+    /// A worker called for a resize in its first step. A resize waits for that step.
     Beginning,
-    /// The name, carried here, has a NUL in it, which no thread's name may have.
+    /// The name, carried here, has a NUL in it. The name of a thread may not have one.
     Name(String),
 }
 
@@ -642,7 +664,7 @@ impl std::error::Error for PoolError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
         match self {
             PoolError::Spawn { source, .. } => Some(source),
-            // Its words stand in the message above; what is beneath them is next.
+            // The message above has the text of this error, so the source is the next error below it.
             PoolError::Init { source } => source.source(),
             PoolError::Register { source } => Some(source),
             PoolError::Workers(_)
@@ -654,7 +676,7 @@ impl std::error::Error for PoolError {
     }
 }
 
-/// What a panic said, from its payload; a payload that is no text has nothing to say that could be shown.
+/// Returns the message of a panic from its payload. If the payload is not text, the result only says that.
 #[must_use]
 pub fn panic_message(payload: &(dyn Any + Send)) -> &str {
     payload
@@ -668,11 +690,11 @@ pub fn panic_message(payload: &(dyn Any + Send)) -> &str {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Drained {
-    /// Jobs that were run to their end since the call, those that panicked included.
+    /// Jobs that were run to their end since the call, including those that panicked.
     pub finished: u64,
     /// Jobs found cancelled or expired since the call.
     pub cancelled: u64,
-    /// Jobs still running when it returned; their workers exit after them.
+    /// Jobs that were still running when the call returned. Their workers exit after them.
     pub running: usize,
     /// Jobs that were waiting and were dropped since the call.
     pub dropped: u64,
@@ -681,7 +703,7 @@ pub struct Drained {
 }
 
 impl Drained {
-    /// Whether, since the call, every job ended by itself. What an earlier call dropped is in
+    /// Whether every job ended by itself since the call. The jobs that an earlier call dropped are in
     /// [`stats`](Self::stats).
     #[must_use]
     pub fn is_clean(&self) -> bool {
@@ -689,7 +711,7 @@ impl Drained {
     }
 }
 
-/// What is left of `timeout` since `start`.
+/// How much of `timeout` is left since `start`.
 pub(crate) fn remaining(start: Instant, timeout: Duration) -> Duration {
     timeout.saturating_sub(start.elapsed())
 }

@@ -253,8 +253,8 @@ const TIME_BITS: u32 = u64::BITS - LAP_BITS + UNIT_BITS;
 pub(crate) struct PushCount(u64);
 
 impl PushCount {
-    /// The full count: of all numbers that it may stand for, the one nearest to `taken`, the count of the jobs taken at
-    /// about the same time.
+    /// The full count. Of all numbers that it may stand for, it is the one nearest to `taken`. That is the count of the
+    /// jobs taken at about the same time.
     ///
     /// The two differ by the jobs in the queue, the jobs in hand, and the jobs pushed or taken between the two
     /// readings. That is far less than 2^47.
@@ -310,7 +310,8 @@ impl Pushes {
             return None;
         }
         let pushed_ns = (entry >> LAP_BITS) << UNIT_BITS;
-        // Both modulo nine years, so that the age is right in any year. The upper half stands for a push after `now_ns`.
+        // Both modulo nine years, so that the age is right in any year. The upper half stands for a push after
+        // `now_ns`.
         let age_ns = now_ns.wrapping_sub(pushed_ns) & ((1 << TIME_BITS) - 1);
         Some(if age_ns >> (TIME_BITS - 1) == 0 { age_ns } else { 0 })
     }

@@ -29,7 +29,7 @@ use super::workers::{ABORTED, CLOSED, OPEN, Shared};
 use crate::clock::Clock;
 use crate::metrics::{Counter, LATENCY_BOUNDS_NS, Latency};
 
-/// What a queue holds.
+/// An item of a queue.
 pub(crate) trait Job: Send + 'static {
     /// Ends a job that was queued and will not be run, because an abort took it out of the queue. Calls `count` with
     /// the outcome before it tells the threads that wait for the job.
@@ -177,7 +177,7 @@ pub(crate) struct WorkerCell {
 /// nanoseconds modulo 2^63.
 const RUNNING: u64 = 1 << 63;
 
-/// What a [`WorkerCell`] contained at one moment.
+/// The contents of a [`WorkerCell`] at one moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WorkerReading {
     pub(crate) ended: Ended,

@@ -18,8 +18,8 @@
 //! its push. A drain first sets the stage to `draining`, then waits until no submitter is inside, then sets `closed`.
 //! Both store before they load, sequentially consistent, so one of them sees the other. Either the submitter sees
 //! `draining` and turns back, or the drain waits for its push. So when the stage is `closed`, every admitted job is in
-//! the queue. A worker that sees `closed` and then an empty queue has nothing more to come. Only a running job can still
-//! requeue, and its own worker looks again after it.
+//! the queue. A worker that sees `closed` and then an empty queue has nothing more to come. Only a running job can
+//! still requeue, and its own worker looks again after it.
 //!
 //! # Waiting for room
 //!
@@ -54,12 +54,12 @@ const DRAINING: u8 = 1;
 pub(crate) const CLOSED: u8 = 2;
 pub(crate) const ABORTED: u8 = 3;
 
-/// If more jobs than this wait, a [`Helper`] wakes a worker at once. If fewer do, it wakes one when its time is over. To
-/// wake a thread, which then takes turns with others, costs as much as some jobs that do not block. With 1 in place of
-/// 32, an echo took a third more processor time with 50 or 300 clients.
+/// If more jobs than this wait, a [`Helper`] wakes a worker at once. If fewer do, it wakes one when its time is over.
+/// To wake a thread, which then takes turns with others, costs as much as some jobs that do not block. With 1 in place
+/// of 32, an echo took a third more processor time with 50 or 300 clients.
 const SHARED_FROM: usize = 32;
 
-/// What a pool is made with.
+/// The settings with which a pool is made.
 pub(crate) struct Settings {
     pub(crate) name: String,
     pub(crate) workers: usize,
@@ -103,7 +103,7 @@ type StartWorker<J> = dyn Fn(&Arc<Shared<J>>, usize, OnReady) -> io::Result<Join
 /// Where a worker reports that it has begun, or why it could not.
 type OnReady = Option<crossbeam_channel::Sender<Result<(), InitError>>>;
 
-/// What submitters, workers and readers of the numbers share.
+/// The state that submitters, workers and readers of the numbers share.
 pub(crate) struct Shared<J> {
     pub(crate) pool: Arc<Identity>,
     pub(crate) watch: Watch,
@@ -198,8 +198,8 @@ impl<J: Job> Workers<J> {
         Ok(pool)
     }
 
-    /// The worker that is not a thread of the pool's, if the pool's jobs never block and it has more than one worker. It
-    /// counts as a worker until it is dropped. `handler` runs its jobs. Called once.
+    /// The worker that is not a thread of the pool's, if the pool's jobs never block and it has more than one worker.
+    /// It counts as a worker until it is dropped. `handler` runs its jobs. Called once.
     pub(crate) fn helper<H: Handler<J>>(&self, handler: H) -> Option<Helper<J, H>> {
         let cell = self.shared.helper.clone()?;
         self.shared.helps.store(true, Ordering::Release);
@@ -252,7 +252,8 @@ impl<J: Job> Workers<J> {
             return Err(PoolError::Draining);
         }
         let mut running = std::mem::take(&mut threads.running);
-        // A finished thread only drops its thread-locals, and their destructors may want this lock. So it is not joined.
+        // A finished thread only drops its thread-locals, and their destructors may want this lock. So it is not
+        // joined.
         running.retain(|(_, thread)| !thread.is_finished());
         let missing = shared.pool.crew.want(workers);
         let (ready, begun) = crossbeam_channel::bounded(missing);
@@ -381,8 +382,8 @@ pub(crate) struct Helper<J: Job, H> {
 }
 
 impl<J: Job, H: Handler<J>> Helper<J, H> {
-    /// Runs jobs until none waits, or `enough` returns true for the time. If many wait, or some are left, wakes a worker
-    /// to run some of them. Returns whether any are left.
+    /// Runs jobs until none waits, or `enough` returns true for the time. If many wait, or some are left, wakes a
+    /// worker to run some of them. Returns whether any are left.
     pub(crate) fn help(&mut self, enough: impl Fn(u64) -> bool) -> bool {
         let queue = &self.shared.queue;
         if queue.len() > SHARED_FROM {
@@ -409,8 +410,8 @@ fn check_workers(workers: usize) -> Result<(), PoolError> {
 
 impl<J: Job> Drop for Workers<J> {
     fn drop(&mut self) {
-        // After an abort, or a drain that timed out, this waits for no worker: a stuck job must not hang the thread that
-        // drops the pool. Nor must it keep that thread's panic from being reported.
+        // After an abort, or a drain that timed out, this waits for no worker. A stuck job must not hang the thread
+        // that drops the pool, and must not keep that thread's panic from being reported.
         if std::thread::panicking() || current::worker_of(self.id()).is_some() {
             // A worker cannot wait for its own end.
             self.abort();

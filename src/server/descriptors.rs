@@ -4,21 +4,21 @@ use std::io;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors kept out of the connections' reach: the listener, the poller and its waker, the spare ones
-/// held as ballast, the side HTTP endpoint with its 16 connections, what the process collector opens under
-/// `/proc`, and a few for the rest of the program.
+/// Descriptors that connections may not use. The server needs them for the listener, the poller and its waker, and the
+/// spare descriptors that it keeps open. The side HTTP endpoint needs them for itself and its 16 connections. The
+/// process collector opens files under `/proc`, and a few are for the rest of the program.
 pub const RESERVED_DESCRIPTORS: u64 = 64;
 
-/// The most connections unless asked for more. The queue has a place for each from the start, about 40 bytes,
+/// The default limit on connections is at most this. The queue has a place of about 40 bytes for each from the start,
 /// and descriptor limits of a billion are common in containers.
 pub const DEFAULT_CONNECTIONS_CAP: usize = 65_536;
 
-/// Raises the soft limit on open descriptors to the hard one, and returns the limit in force. It is the
-/// process's, which is why a library does not raise it unasked.
+/// Raises the soft limit on open descriptors to the hard one, and returns the limit in force. The limit is that of the
+/// whole process, so the library does not raise it unless the program calls this.
 ///
 /// # Errors
 ///
-/// What the system said when it refused.
+/// The system's error, if it refuses.
 pub fn raise_descriptor_limit() -> io::Result<u64> {
     let limit = getrlimit(Resource::Nofile);
     if limit.current != limit.maximum {
@@ -32,15 +32,16 @@ pub(crate) fn descriptor_limit() -> u64 {
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// How many connections may be opened beside what is open now and the reserve.
+/// How many connections may be opened beside the descriptors that are open now and the reserve.
 pub(crate) fn connections_allowed() -> usize {
     let allowed = descriptor_limit().saturating_sub(open_now()).saturating_sub(RESERVED_DESCRIPTORS);
     usize::try_from(allowed).unwrap_or(usize::MAX)
 }
 
-/// Descriptors open now, those inherited from whoever started the program among them.
+/// Descriptors that are open now, including those inherited from the parent process.
 fn open_now() -> u64 {
-    // Without `/proc`, three for the standard streams; the reserve is larger than what else a program opens.
+    // Without `/proc` the count is three, for the standard streams. The reserve is larger than the number of other
+    // descriptors that a program opens.
     std::fs::read_dir("/proc/self/fd").map_or(3, |entries| entries.count() as u64)
 }
 

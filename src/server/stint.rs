@@ -1,22 +1,22 @@
-//! Which connection a worker serves, for whoever looks over its shoulder.
+//! Which connection a worker serves, for readers on other threads.
 //!
-//! A worker notes at the start of each turn whom it serves, in a [`Stint`] that it alone writes; anyone may read it
-//! at any time, and gets the whole of one turn's note or nothing. Writing costs some plain stores: no lock, no
-//! read-modify-write, no allocation.
+//! At the start of each turn a worker notes which connection it serves, in a [`Stint`] that only this worker writes.
+//! Any thread may read it at any time, and gets the whole of one turn's note or nothing. Writing costs some plain
+//! stores: no lock, no read-modify-write, no allocation.
 //!
 //! # Why no reading is torn
 //!
 //! It is a sequence lock, after Hans-J. Boehm, "Can Seqlocks Get Along With Programming Language Memory Models?"
-//! (2012). `sequence` is odd while the words are being written. A reader takes it, then the words, then takes it again,
-//! and keeps what it read only if both were the same even number.
+//! (2012). `sequence` is odd while the words are being written. A reader loads it, then the words, then loads it again.
+//! It keeps the words only if both loads gave the same even number.
 //!
-//! - The words are not older than the sequence: it was stored with Release after them, and is loaded with Acquire
-//!   before them.
-//! - The words are not newer: had a word been of the next turn, then its load, an Acquire, would have met its store, a
-//!   Release, which came after the odd number was stored. The second look at the sequence would have found that
-//!   number, or a later one.
+//! - The words are not older than the sequence. The sequence was stored with Release after them, and is loaded with
+//!   Acquire before them.
+//! - The words are not newer. Suppose that a word were of the next turn. Then its load (Acquire) would have read its
+//!   store (Release), which came after the store of the odd number. So the second load of the sequence would have found
+//!   that number, or a later one.
 //!
-//! `model`, below, checks it with loom over every interleaving with up to three preemptions.
+//! `model`, below, checks this with loom over every interleaving with up to three preemptions.
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
@@ -29,19 +29,19 @@ pub(crate) struct Stint {
     words: [AtomicU64; 6],
 }
 
-/// What a [`Stint`] says of one turn.
+/// A [`Stint`]'s note of one turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Served {
     /// When the turn started, by the server's clock.
     pub(crate) started_ns: u64,
-    /// The connection's number, in the order they were accepted.
+    /// The connection's number, in the order in which they were accepted.
     pub(crate) connection: u64,
     pub(crate) peer: SocketAddr,
-    /// What the worker had read of all connections when the turn started.
+    /// The bytes that the worker had read from all connections when the turn started.
     pub(crate) received_before: u64,
 }
 
-/// The bit of a peer's port word that says its address is of IPv4.
+/// The bit in the word of a peer's port that marks an IPv4 address.
 const V4: u64 = 1 << 16;
 
 impl Stint {
@@ -55,10 +55,10 @@ impl Stint {
         self.sequence.store(sequence.wrapping_add(2), Ordering::Release);
     }
 
-    /// Reads the note from any thread; `None` before the first, and where the worker has been writing a new one
-    /// whenever the reader looked.
+    /// Reads the note, on any thread. Returns `None` before the first note, or if the worker was writing a new one at
+    /// each look of the reader.
     pub(crate) fn read(&self) -> Option<Served> {
-        // The writer is between two stores; a few looks outlast it unless it was stopped just there.
+        // The writer may be between two stores. It is done within a few looks, unless it was stopped just there.
         const LOOKS: usize = 8;
         (0..LOOKS).find_map(|_| self.look())
     }
@@ -120,7 +120,7 @@ mod model {
     #[test]
     fn a_reading_is_of_one_turn() {
         let mut model = loom::model::Builder::new();
-        // A torn reading needs two: the writer is stopped, and the reader.
+        // A torn reading needs two preemptions, one of the writer and one of the reader.
         model.preemption_bound = Some(3);
         model.check(|| {
             let stint = Arc::new(Stint::default());

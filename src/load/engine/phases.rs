@@ -1,5 +1,5 @@
-//! A thread's way through its phases, and the points where threads wait for each other. [`load`](crate::load) says what the
-//! phases are for.
+//! A thread's way through its phases, and the points where threads wait for each other. [`load`](crate::load) says what
+//! the phases are for.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -13,8 +13,8 @@ use super::{Engine, LINGER, later};
 /// queue is full, the kernel tries again after a second, so this is longer than that.
 pub(super) const OPENING: Duration = Duration::from_secs(2);
 
-/// When the time of a run is over, the thread waits for answers for this long, or for this many times the slowest answer
-/// so far, whichever is longer. It never waits longer than the timeout.
+/// When the time of a run is over, the thread waits this long for answers, or this many times the slowest answer so
+/// far. The longer of the two counts, but the thread never waits longer than the timeout.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 const LAST_ANSWERS_FACTOR: u32 = 2;
 
@@ -44,8 +44,8 @@ impl Phase {
     }
 }
 
-/// A point at which threads wait for each other. Each thread tells the others once that it is there, and at the latest when
-/// it ends. Therefore no thread waits for one that failed.
+/// A point at which threads wait for each other. Each thread tells the others once that it is there, and at the latest
+/// when it ends. Therefore no thread waits for one that failed.
 pub(super) struct Meeting<'run> {
     there: &'run AtomicUsize,
     told: bool,
@@ -185,8 +185,8 @@ impl Engine<'_> {
             .collect();
         let first = behind.iter().map(|place| self.slots[*place].turns_begun).min().unwrap_or(0);
         let end = behind.iter().map(|place| self.slots[*place].turns_due).max().unwrap_or(0);
-        // With a number of messages, those beyond it are not due. The others are the first in the order of the schedule,
-        // which is turn by turn and in each turn slot by slot.
+        // With a number of messages, those beyond it are not due. The others are the first in the order of the
+        // schedule, which is turn by turn and in each turn slot by slot.
         for turn in first..end {
             for place in &behind {
                 let slot = &self.slots[*place];
