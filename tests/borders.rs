@@ -1,5 +1,5 @@
-//! Steps that a change could leave out without any other test noticing: a second look, a wake-up, a time at which to
-//! wake. Each test here failed with such a step left out.
+//! Tests for steps that a change could leave out without a failure of another test: a second check, a wake-up, or its
+//! time. Each test here failed when its step was left out.
 
 mod common;
 
@@ -26,11 +26,11 @@ use socket2::{Domain, SockRef, Socket, Type};
 
 const MIB: usize = 1024 * 1024;
 
-/// How much the reactor reads from a half-closed connection before others have their turn, as
-/// `src/server/closing.rs` has it.
+/// The number of bytes that the reactor reads from a half-closed connection before others have their turn. It is the
+/// same in `src/server/closing.rs`.
 const DISCARDED_AT_ONCE: usize = 256 * 1024;
 
-/// What [`Swallow`] answers, and to which byte.
+/// The answer of [`Swallow`], and below it the two bytes that get it.
 static ANSWER: [u8; 100_000] = [7; 100_000];
 const ANSWER_ME: u8 = b'?';
 const CLOSE_ME: u8 = b'!';
@@ -65,7 +65,7 @@ impl Service for Swallow {
 }
 
 impl Swallow {
-    /// Holds up the reactor of the server at this address. Returns the connection that does it.
+    /// Holds up the reactor of the server at this address. Returns the connection that holds it up.
     fn hold(&self, address: SocketAddr) -> TcpStream {
         self.holds.store(true, Ordering::Release);
         let holder = connect(address);
@@ -80,7 +80,8 @@ fn start<S: Service>(builder: ServerBuilder<S>) -> (Running, Exposition) {
     with_metrics(builder.bind(any_port).expect("a port").start().expect("threads"))
 }
 
-/// The same, with a receive buffer of this size for each connection. Accepted sockets inherit it from the listener.
+/// Starts the same, with a receive buffer of this size for each connection. Accepted sockets inherit it from the
+/// listener.
 fn start_with<S: Service>(builder: ServerBuilder<S>, receive_buffer: usize) -> (Running, Exposition) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     SockRef::from(&listener).set_recv_buffer_size(receive_buffer).expect("a socket option");
@@ -95,7 +96,7 @@ fn with_metrics(running: Running) -> (Running, Exposition) {
     (running, exposition)
 }
 
-/// A server for up to ten clients, and for how long they may be idle.
+/// A server for up to ten clients, with this idle timeout.
 fn for_ten<S: Service>(service: S, idle: Duration) -> ServerBuilder<S> {
     Server::builder("echo").service(service).workers(2).max_connections(10).idle_timeout(Some(idle))
 }
@@ -149,13 +150,13 @@ fn connect_with(receive_buffer: usize, address: SocketAddr) -> TcpStream {
     stream
 }
 
-/// A half-closed connection is closed some time after, whether its client has read its output or not. A close with
-/// unread input would reset the connection, and the reset would destroy output that is still on its way. So the reactor
-/// has to discard all input before, not only the first [`DISCARDED_AT_ONCE`] bytes. The kernel reports nothing new
-/// meanwhile.
+/// The server closes a half-closed connection after some time, whether its client has read its output or not. A close
+/// with unread input would reset the connection, and the reset would destroy output that is still on its way. So the
+/// reactor has to discard all input before, not only the first [`DISCARDED_AT_ONCE`] bytes. The kernel reports nothing
+/// new meanwhile.
 fn half_closed_clients_have_no_reset(last_word: u8, idle: Duration, receive_buffer: usize) {
-    // The last look before the close discards as much again, so it takes more than twice as much to show a missing one. The
-    // kernel doubles a buffer's size, and by default allows no more than 208 KiB.
+    // The last check before the close discards as much again. So more than twice as much input is needed to show that a
+    // check is missing. The kernel doubles a buffer's size, and by default allows no more than 208 KiB.
     let most = std::fs::read_to_string("/proc/sys/net/core/rmem_max").expect("a limit");
     let is_large = most.trim().parse::<usize>().expect("a number") >= MIB;
     let much = if is_large { 2 * DISCARDED_AT_ONCE + 1 } else { DISCARDED_AT_ONCE + 20_000 };
@@ -175,8 +176,8 @@ fn half_closed_clients_have_no_reset(last_word: u8, idle: Duration, receive_buff
         let is_full = fill(address, &mut client, much);
         service.released.open();
         if !is_full || since.elapsed() > Duration::from_millis(700) {
-            // The kernel has too little room. Or the machine is too slow, and the time is nearly over before the reactor
-            // could have discarded anything.
+            // The kernel has too little room. Or the machine is too slow, and the time is nearly over before the
+            // reactor could have discarded anything.
             return None;
         }
         eventually("the server has read it, or has closed", || {
@@ -185,7 +186,7 @@ fn half_closed_clients_have_no_reset(last_word: u8, idle: Duration, receive_buff
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).expect("the end, and no reset");
         assert!(answer == ANSWER, "{} of {} bytes", answer.len(), ANSWER.len());
-        // Linux does not tell a reader of a reset that comes after the end.
+        // If a reset comes after the end of the stream, a read on Linux does not report it.
         assert!(client.take_error().expect("a socket option").is_none(), "a reset after the end");
         drop((client, holder));
         running.handle().drain();
@@ -208,7 +209,7 @@ fn all_input_is_discarded_after_the_idle_timeout() {
     half_closed_clients_have_no_reset(ANSWER_ME, Duration::from_millis(300), 2 * MIB);
 }
 
-/// As `src/cli/serve.rs` has it.
+/// The same as in `src/cli/serve.rs`.
 const SPARE_DESCRIPTORS: usize = 32;
 
 /// Whether the server has closed its spare descriptors since it had `before` in all. It does so when `accept` fails.
@@ -234,8 +235,8 @@ fn running_share(server: &Millpond, name: &str) -> f64 {
     looks.count() as f64 / f64::from(LOOKS)
 }
 
-/// The door's first pause is 10 ms. If the reactor did not wake at its end, the client would wait for the heartbeat,
-/// which comes once a second.
+/// The server's first pause after a failed `accept` is 10 ms. If the reactor did not wake at its end, the client would
+/// wait for the heartbeat, which comes once a second.
 #[test]
 fn a_pause_of_the_door_ends_when_it_is_over() {
     let server = Millpond::start(&["--workers", "2"]);
@@ -255,8 +256,8 @@ fn a_pause_of_the_door_ends_when_it_is_over() {
     assert!(waited < Duration::from_millis(2500), "five pauses lasted {waited:?}");
 }
 
-/// The door asks for all of its spare descriptors before it accepts again. While another part of the program uses one of
-/// them, it must not keep the others, and must not ask without a pause.
+/// The server reopens all of its spare descriptors before it accepts again. While another part of the program uses one
+/// of them, the server must not keep the others, and must not try again without a pause.
 #[test]
 fn spare_descriptors_stay_free_while_one_is_in_use() {
     let server = Millpond::start(&["--workers", "2"]);
@@ -271,7 +272,7 @@ fn spare_descriptors_stay_free_while_one_is_in_use() {
         });
         scraper
     };
-    // It is closed after three seconds, so it is there all the while.
+    // The endpoint closes the connection after three seconds, so the connection is open all the while.
     let scraper = hold_one();
     let share = running_share(&server, "mill-echo");
     assert!(share < 0.5, "the reactor runs {share} of the time while a descriptor is missing");
@@ -283,7 +284,7 @@ fn spare_descriptors_stay_free_while_one_is_in_use() {
         let asked = Instant::now();
         drop(server.scrape());
         assert!(asked.elapsed() < Duration::from_millis(700), "a scrape took {:?}", asked.elapsed());
-        // The door tries again once a second at least.
+        // The server tries again at least once a second.
         thread::sleep(Duration::from_millis(20));
     }
     drop(scraper);
@@ -291,8 +292,8 @@ fn spare_descriptors_stay_free_while_one_is_in_use() {
     ping(&mut client, b"served in the end");
 }
 
-/// A worker may wait for room in its own pool's queue while another worker is expected. If that worker cannot begin,
-/// nobody is left to make room, and the worker that waits has to be woken to see it.
+/// A worker may wait for room in its own pool's queue while another worker is starting. If that worker cannot start, no
+/// worker is left to make room. Then the pool has to wake the worker that waits.
 #[test]
 fn a_worker_that_waits_for_room_is_woken_when_another_cannot_begin() {
     let (latch, asked) = (Latch::default(), Arc::new(AtomicBool::new(false)));
@@ -305,10 +306,10 @@ fn a_worker_that_waits_for_room_is_woken_when_another_cannot_begin() {
         wait.wait();
         Err("no luck".into())
     });
-    let pool = Arc::new(builder.build().expect("the first worker can begin"));
+    let pool = Arc::new(builder.build().expect("the first worker can start"));
     thread::scope(|scope| {
         let resize = scope.spawn(|| pool.resize(2));
-        eventually("the second worker is beginning", || asked.load(Ordering::Acquire).then_some(()));
+        eventually("the second worker is starting", || asked.load(Ordering::Acquire).then_some(()));
         let inner = Arc::clone(&pool);
         let outer = pool.submit(move || {
             inner.execute(|| {}).expect("room for one");
@@ -321,11 +322,11 @@ fn a_worker_that_waits_for_room_is_woken_when_another_cannot_begin() {
         latch.open();
         assert!(resize.join().expect("the resize").is_err());
         let outcome = outer.join_timeout(PATIENCE).map_err(|_| "it still waits");
-        assert_eq!(outcome.expect("woken"), Ok(true), "told that it would wait for ever");
+        assert_eq!(outcome.expect("woken"), Ok(true), "the error is that it would wait for ever");
     });
 }
 
-/// The reactor sleeps for no longer than until the lame duck ends. If it did not ask for that time, it would end with
+/// The reactor sleeps at most until the lame duck phase ends. If it did not ask for that time, the phase would end with
 /// the heartbeat, which comes once a second.
 #[test]
 fn a_lame_duck_ends_on_time() {
@@ -340,7 +341,7 @@ fn a_lame_duck_ends_on_time() {
     assert!(start.elapsed() < Duration::from_millis(2500), "five times 20 ms took {:?}", start.elapsed());
 }
 
-/// Answers each message, but one that begins with `wait` only when the latch is open.
+/// Answers each message. If a message begins with `wait`, the answer comes only when the latch is open.
 struct Patient(Latch);
 
 impl Service for Patient {
@@ -368,8 +369,8 @@ fn held(name: &str, latch: &Latch, build: impl Fn(Builder) -> Builder) -> (Runni
 
 type Builder = ServerBuilder<Patient>;
 
-/// If the reactor did not ask for the time of the deadline, the next review of a connection would end the drain, a
-/// quarter of a second later here.
+/// If the reactor did not ask for the time of the deadline, the next review of a connection would end the drain. Here
+/// that is a quarter of a second later.
 #[test]
 fn a_drain_ends_at_its_deadline() {
     let timeout = Duration::from_millis(300);
@@ -383,13 +384,14 @@ fn a_drain_ends_at_its_deadline() {
         assert_eq!(report.cut, 1, "{report}");
         report.drain
     };
-    // The least of five, because the machine may be busy. Workers are given a tenth of a second after the deadline.
+    // The least of five times, because the machine may be busy. Workers are given a tenth of a second after the
+    // deadline.
     let least = (0..5).map(|_| lasted()).min().expect("five");
     assert!((timeout..timeout + Duration::from_millis(190)).contains(&least), "{least:?}");
 }
 
-/// A worker that parks a connection tells the reactor nothing. So the reactor looks every 10 ms whether there is a
-/// connection to evict, and not only with the heartbeat, which comes once a second.
+/// A worker that parks a connection does not wake the reactor. So the reactor checks every 10 ms for a connection to
+/// evict, and not only with the heartbeat, which comes once a second.
 #[test]
 fn a_client_that_waits_for_one_to_evict_is_let_in_soon() {
     let mut waited = Duration::ZERO;
@@ -402,7 +404,7 @@ fn a_client_that_waits_for_one_to_evict_is_let_in_soon() {
         latch.open();
         client.read_exact(&mut [0; 4]).expect("it is answered");
         let start = Instant::now();
-        newcomer.read_exact(&mut [0; 5]).expect("it takes the other's place");
+        newcomer.read_exact(&mut [0; 5]).expect("the new client takes the other's place");
         waited += start.elapsed();
         assert_eq!(client.read(&mut [0]).expect("the end, and no reset"), 0);
         drop((client, newcomer));
@@ -423,8 +425,8 @@ fn a_silent_client_is_closed_soon_after_its_idle_timeout() {
     assert!((Duration::from_millis(90)..Duration::from_secs(5)).contains(&lasted), "{lasted:?}");
 }
 
-/// Two workers are left: one waits for room in the queue, the other for the job that fills it. The second to wait has to
-/// wake the first, which then sees that nobody can make room.
+/// Two workers are left: one waits for room in the queue, the other for the job that fills it. The second to wait has
+/// to wake the first, which then sees that no worker can make room.
 #[test]
 fn a_worker_that_waits_for_room_is_woken_when_the_last_other_waits_too() {
     let builder = Pool::builder("last").workers(2).queue_capacity(1);
@@ -442,13 +444,13 @@ fn a_worker_that_waits_for_room_is_woken_when_the_last_other_waits_too() {
     all_asleep("mill-last-", 2);
     give.send(filler).expect("the job waits for it");
     let waits = waits.expect("room").join_timeout(PATIENCE).map_err(|_| "it still waits");
-    assert_eq!(waits.expect("woken"), Ok(true), "told that it would wait for ever");
-    assert_eq!(pool.stats().rejected_full, 1, "a refusal that found no room");
+    assert_eq!(waits.expect("woken"), Ok(true), "the error is that it would wait for ever");
+    assert_eq!(pool.stats().rejected_full, 1, "one submission was rejected for lack of room");
     let joins = joins.join_timeout(PATIENCE).map_err(|_| "it still waits");
     assert_eq!(joins.expect("the other worker has run it"), Ok(Ok(7)));
 }
 
-/// Otherwise each resize would leave a number behind, with its part of the metrics.
+/// If a new worker did not take a free number, each resize would leave a number behind, with its part of the metrics.
 #[test]
 fn a_new_worker_has_the_number_of_one_that_has_left() {
     let numbers = Arc::new(Mutex::new(Vec::new()));
@@ -459,8 +461,8 @@ fn a_new_worker_has_the_number_of_one_that_has_left() {
     });
     let pool = builder.build().expect("the threads");
     for _ in 0..5 {
-        pool.resize(1).expect("fewer need nothing");
-        eventually("one has left", || (thread_states("mill-number-").len() == 1).then_some(()));
+        pool.resize(1).expect("fewer workers need no new thread");
+        eventually("one worker has left", || (thread_states("mill-number-").len() == 1).then_some(()));
         pool.resize(2).expect("a thread");
     }
     let numbers = numbers.lock().expect("the numbers");
@@ -486,7 +488,7 @@ fn after_a_clean_drain_the_threads_have_ended() {
     assert!(dropped.load(Ordering::Acquire), "the thread still runs");
 }
 
-/// In a process of its own, because the limit that refuses the thread is the process's.
+/// The test runs in a process of its own, because the limit that prevents the thread holds for the whole process.
 #[test]
 fn a_thread_that_the_system_refuses_is_no_worker() {
     const CHILD: &str = "MILLPOND_TEST_CHILD";
@@ -502,9 +504,10 @@ fn a_thread_that_the_system_refuses_is_no_worker() {
     }
     let builder = Pool::builder("refused").workers(1).queue_capacity(4).stack_size(STACK);
     let pool = Arc::new(builder.build().expect("a thread"));
-    // The allocator reserves more for a new thread than it keeps, so the thread has to have allocated before the look.
+    // The allocator reserves more for a new thread than it keeps. So the thread must have allocated before the
+    // measurement.
     pool.submit(|| drop(vec![1_u8; 100])).expect("room").join().expect("it runs");
-    // Half of what one more stack takes.
+    // Half of the memory that one more stack takes.
     let status = std::fs::read_to_string("/proc/self/status").expect("this process");
     let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.trim().strip_suffix(" kB"));
     let size: u64 = size.expect("the field").trim().parse().expect("a number");
@@ -518,11 +521,11 @@ fn a_thread_that_the_system_refuses_is_no_worker() {
     let inner = Arc::clone(&pool);
     let outer = pool.submit(move || inner.submit(|| 1).expect("room").join()).expect("room");
     let outcome = outer.join_timeout(PATIENCE).map_err(|_| "it still waits");
-    assert_eq!(outcome.expect("told"), Ok(Err(JobError::Deadlock { pool: "refused".to_owned() })));
+    assert_eq!(outcome.expect("joined"), Ok(Err(JobError::Deadlock { pool: "refused".to_owned() })));
 }
 
-/// When the reactor has found the listen queue empty and closed the listener, nothing else may happen that wakes it. It
-/// has to go round once more at once.
+/// After the reactor has found the listen queue empty and closed the listener, it may get no other event. So it has to
+/// run its loop once more at once.
 #[test]
 fn a_drain_without_clients_is_over_at_once() {
     let lasted = || {
@@ -531,12 +534,12 @@ fn a_drain_without_clients_is_over_at_once() {
         running.handle().drain();
         running.wait().expect("it drained").drain
     };
-    // The least of five, because the machine may be busy.
+    // The least of five times, because the machine may be busy.
     let least = (0..5).map(|_| lasted()).min().expect("five");
     assert!(least < Duration::from_millis(150), "{least:?}");
 }
 
-/// Echoes, and notes where in memory each buffer is.
+/// Echoes, and notes the address of each buffer.
 #[derive(Clone, Default)]
 struct Surveyor(Arc<Mutex<HashSet<usize>>>);
 
@@ -567,8 +570,8 @@ fn workers_that_sleep_hold_no_buffer() {
     assert!(buffers < WORKERS / 4, "{buffers} buffers for one message at a time");
 }
 
-/// A quarter of a second after a drain began, the reactor keeps every further client out of the listen queue. It does so
-/// once, and then sleeps until something happens.
+/// A quarter of a second after a drain began, the reactor keeps every further client out of the listen queue. It does
+/// so once, and then sleeps until something happens.
 #[test]
 fn a_drain_that_waits_for_a_worker_does_not_spin() {
     let mut server = Millpond::start(&["--workers", "1", "--work", "3s"]);
@@ -601,13 +604,13 @@ fn clients_in_the_listen_queue_at_the_deadline_are_counted_as_refused() {
     assert_eq!(scrape.get("connections_rejected_total{reason=\"draining\"}"), 3.0);
 }
 
-/// A worker that leaves right after a job has not rested, and its busy time would go on.
+/// If a worker leaves right after a job, it has not become idle before. Then its busy time must still end.
 #[test]
 fn a_worker_that_has_left_is_not_busy() {
     let (pool, latch) = held_pool(2, 2);
-    pool.resize(1).expect("fewer need nothing");
+    pool.resize(1).expect("fewer workers need no new thread");
     latch.open();
-    eventually("one has left, and the other rests", || {
+    eventually("one worker has left, and the other is idle", || {
         let stats = pool.stats();
         (stats.workers == 1 && stats.busy == 0 && thread_states("mill-test-") == ['S']).then_some(())
     });
@@ -623,7 +626,7 @@ fn a_half_closed_client_is_evicted_at_once() {
     let bound = builder.overload(Overload::Evict).bind(([127, 0, 0, 1], 0).into()).expect("a port");
     let running = bound.start().expect("threads");
     let start = Instant::now();
-    // It stays open at the client's side.
+    // The client's side stays open.
     let half_closed: Vec<TcpStream> = (1..=5)
         .map(|_| {
             let mut client = connect(running.local_addr());
@@ -639,8 +642,8 @@ fn a_half_closed_client_is_evicted_at_once() {
     assert_eq!((report.accepted, report.failed, report.cut), (5, 0, 0), "{report}");
 }
 
-/// If the worker that closes the last connection did not wake the reactor, the next review would end the drain, a
-/// quarter of a second after the last.
+/// If the worker that closes the last connection did not wake the reactor, the next review would end the drain. A
+/// review comes a quarter of a second after the one before.
 #[test]
 fn a_drain_ends_when_a_worker_closes_the_last_connection() {
     let lasted = || {
@@ -655,7 +658,7 @@ fn a_drain_ends_when_a_worker_closes_the_last_connection() {
         assert!(running.wait().expect("it drained").is_clean());
         start.elapsed()
     };
-    // The least of five, because the machine may be busy.
+    // The least of five times, because the machine may be busy.
     let least = (0..5).map(|_| lasted()).min().expect("five");
     assert!(least < Duration::from_millis(120), "{least:?}");
 }

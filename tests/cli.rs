@@ -88,7 +88,7 @@ fn too_few_descriptors_to_start_print_one_line_with_the_remedy() {
     assert_eq!(server.drain(), Some(0));
 }
 
-/// Starts it under a limit of the shell that is too low. Returns the one line it prints before it exits with code 1.
+/// Starts the program under a shell limit that is too low. Returns the one line it prints before it exits with code 1.
 fn refused_under(limit: &str, flags: &str) -> String {
     let script = format!("ulimit {limit}; exec \"$0\" --listen 127.0.0.1:0 --metrics 127.0.0.1:0 {flags}");
     let mut command = Command::new("sh");
@@ -170,7 +170,7 @@ fn a_log_that_nobody_reads_stops_nothing() {
     // The fifo is open for reading and never read, so it fills up. With -v each connection logs two lines.
     let script = "exec 3<>\"$FIFO\"; exec \"$0\" -v --listen 127.0.0.1:0 --metrics 127.0.0.1:0 2>&3";
     let fifo = std::env::temp_dir().join(format!("millpond-test-{}.fifo", std::process::id()));
-    // Of a test that failed in an earlier process with this number.
+    // The file is left over if this test failed in an earlier process with the same id.
     let _ = std::fs::remove_file(&fifo);
     assert!(Command::new("mkfifo").arg(&fifo).status().expect("mkfifo").success());
     command.args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).env("FIFO", &fifo);
@@ -252,6 +252,6 @@ fn closed_standard_streams_stop_nothing() {
     drop(client);
     rustix::process::kill_process(rustix::process::Pid::from_child(&child), rustix::process::Signal::TERM)
         .expect("the process is there");
-    let status = eventually("it exits", || child.try_wait().expect("a child"));
+    let status = eventually("the program exits", || child.try_wait().expect("a child"));
     assert_eq!(status.code(), Some(0));
 }

@@ -1,4 +1,4 @@
-//! How connections end: no close destroys output that a client is still taking, and none holds up another client.
+//! How connections end: no close destroys output that a client is still reading, and no close holds up another client.
 
 mod common;
 
@@ -36,7 +36,7 @@ impl Subject {
         connect(self.running.local_addr())
     }
 
-    /// Not by `Scrape::of`, which checks a law that holds for an echo alone: that no more is sent than received.
+    /// Does not use `Scrape::of`, which checks a law of the echo alone: the server sends no more than it receives.
     fn scrape(&self) -> Scrape {
         Scrape::parse(&http(self.exposition.local_addr(), "GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n").body)
     }
@@ -101,7 +101,7 @@ fn send_all(client: &TcpStream, size: usize) -> thread::JoinHandle<io::Result<()
     thread::spawn(move || writer.write_all(&vec![7; size]))
 }
 
-/// The same, and then ends the client's side.
+/// Does the same, and then ends the client's side.
 fn send_all_and_end(client: &TcpStream, size: usize) -> thread::JoinHandle<io::Result<()>> {
     let (writing, ender) = (send_all(client, size), client.try_clone().expect("a clone"));
     thread::spawn(move || {
@@ -116,7 +116,8 @@ fn a_client_with_output_to_take_is_not_idle() {
     let subject = Subject::start(Echo, |server| server.idle_timeout(Some(Duration::from_secs(1))));
     let client = small_client(subject.running.local_addr(), 64 * 1024);
     let writing = send_all(&client, SIZE);
-    // It reads for five seconds. In the middle it speaks again, which a closed connection would answer with a reset.
+    // The client reads for five seconds. In the middle it sends again, and a closed connection would answer with a
+    // reset.
     let mut writer = client.try_clone().expect("a clone");
     let speaker = thread::spawn(move || {
         thread::sleep(Duration::from_millis(2600));
@@ -126,7 +127,7 @@ fn a_client_with_output_to_take_is_not_idle() {
     assert!(outcome.is_ok() && received == SIZE + 1, "{received} bytes, then {outcome:?}");
     writing.join().expect("the writer").expect("all is read");
     speaker.join().expect("it spoke");
-    // Then it was silent for the idle timeout.
+    // Then the client was silent for the idle timeout.
     drop(client);
     eventually("it is counted", || (subject.scrape().closed("idle_timeout") == 1.0).then_some(()));
 }
@@ -240,7 +241,7 @@ fn slow_reader_case(random: &mut fastrand::Rng) -> bool {
     let subject = match way {
         // The service closes, and the client goes on to send.
         0 => Subject::start(Lavish(size), |server| server.idle_timeout(Some(idle)).write_timeout(write)),
-        // The client is silent, but for one more byte; or it ends its side.
+        // The client sends one more byte and is otherwise silent, or it ends its side.
         _ => Subject::start(Echo, |server| server.idle_timeout(Some(idle)).write_timeout(write)),
     };
     let client = small_client(subject.running.local_addr(), receive_buffer);
@@ -253,8 +254,8 @@ fn slow_reader_case(random: &mut fastrand::Rng) -> bool {
     reader.read_until(pause_at);
     thread::sleep(pause);
     if way != 2 {
-        // To a connection that was closed before its time, this would bring a reset over what is on its way. In the
-        // echo it is one more byte, if it is not late.
+        // If the server had closed the connection too early, this byte would cause a reset that destroys the output on
+        // its way. In the echo it is one more byte, if it is not late.
         let _ = (&client).write_all(b"!");
     }
     let outcome = reader.read_until(usize::MAX);
@@ -449,7 +450,7 @@ impl InParts {
 }
 
 impl Service for InParts {
-    /// Input that is not answered yet, and parts of the first byte's answer that were given.
+    /// Input that is not answered yet, and the number of parts already sent of the answer to its first byte.
     type Session = (Vec<u8>, u8);
 
     fn open(&self, _peer: SocketAddr) -> (Vec<u8>, u8) {
@@ -534,7 +535,7 @@ fn a_drain_finishes_an_answer_in_parts() {
     let subject = Subject::start(InParts { calls: Arc::clone(&calls) }, |server| server.workers(1));
     let client = small_client(subject.running.local_addr(), 64 * 1024);
     (&client).write_all(&[250; 4]).expect("sent");
-    eventually("it is begun", || (calls.load(Ordering::SeqCst) > 0).then_some(()));
+    eventually("the service is called", || (calls.load(Ordering::SeqCst) > 0).then_some(()));
     subject.running.handle().drain();
     let (received, outcome) = read_slowly(&client, 10_000_000);
     assert!(outcome.is_ok() && received == 4 * 250 * InParts::PART, "{received} bytes, then {outcome:?}");
@@ -543,7 +544,7 @@ fn a_drain_finishes_an_answer_in_parts() {
     assert!(report.is_clean() && report.in_drain == 1, "{report}");
 }
 
-/// They were accepted just before the drain and have never sent anything.
+/// These clients were accepted just before the drain and have never sent anything.
 #[test]
 fn thousands_of_new_silent_connections_are_gone_in_a_few_seconds_of_a_drain() {
     const CLIENTS: usize = 5_000;
@@ -554,8 +555,8 @@ fn thousands_of_new_silent_connections_are_gone_in_a_few_seconds_of_a_drain() {
     eventually("all are open", || (server.scrape().connections("idle") == clients as f64).then_some(()));
     let start = Instant::now();
     assert_eq!(server.drain(), Some(0));
-    // They are spread over three seconds, and each client's end is waited for one second. By their number alone it would
-    // be twice as long.
+    // The server spreads the closes over three seconds, and waits one second for each client's end. By their number
+    // alone the drain would take twice as long.
     assert!(start.elapsed() < Duration::from_secs(9), "{:?}", start.elapsed());
     assert!(server.log().contains(&format!("{clients} closed idle")), "{}", server.log());
 }

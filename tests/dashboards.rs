@@ -1,5 +1,6 @@
-//! What the files under `dashboards/` promise, read without Grafana and without Prometheus: that they name what is exported,
-//! select what was chosen, explain themselves, and are tested. Whether a real Prometheus answers is another test's matter.
+//! The promises of the files under `dashboards/`, checked without Grafana and without Prometheus. The files name
+//! exported metrics, select the chosen values, explain themselves, and are tested. Another test checks them with a real
+//! Prometheus.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -9,11 +10,12 @@ use promql_parser::parser::{Expr, VectorSelector, parse, token};
 use saphyr::{LoadableYamlNode, Scalar, Yaml};
 use serde_json::{Map, Value};
 
-/// What Grafana would put for its intervals: durations that nobody would write by hand, so that they are told apart.
+/// Values in place of Grafana's intervals. These durations are unusual, so they differ from all that are written by
+/// hand.
 const RATE_INTERVAL: &str = "7919s";
 const RANGE: &str = "7907s";
 
-/// The functions that make something of a counter.
+/// The functions that may take a counter.
 const OF_COUNTERS: [&str; 5] = ["rate", "irate", "increase", "resets", "changes"];
 
 // Reading the files.
@@ -137,7 +139,7 @@ fn name(selector: &VectorSelector) -> &str {
     selector.name.as_deref().expect("a selector begins with a metric's name")
 }
 
-/// Of every panel, and of the annotations.
+/// The queries of every panel, and of the annotations.
 fn panel_queries(dashboard: &Value) -> Vec<Query> {
     let mut queries = Vec::new();
     for panel in panels(dashboard) {
@@ -168,7 +170,7 @@ fn all_queries() -> Vec<Query> {
     queries
 }
 
-// What is exported.
+// The exported metrics.
 
 /// Every family with its type, and every series as it is written.
 struct Exported {

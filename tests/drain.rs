@@ -24,8 +24,8 @@ fn a_signal_in_the_middle_loses_no_byte_of_any_client() {
     assert!((0..5).any(|_| signal_in_the_middle()), "five times the machine kept the clients from talking");
 }
 
-/// Returns whether every client got every byte. That is not promised, and `false`, if the machine kept the clients from
-/// running for so long that the server may have seen idle ones: with 500 clients, for a second.
+/// Returns whether every client got every byte. If the machine kept the clients from running for a second, the server
+/// may have seen idle ones among the 500. Then it promises nothing, and this returns `false`.
 fn signal_in_the_middle() -> bool {
     const BYTES: usize = MIB;
     let mut server = Millpond::start(&["--drain-timeout", "50s"]);
@@ -116,7 +116,7 @@ fn a_client_that_never_finishes_is_cut_at_the_deadline() {
         ping(&mut client, b"hello");
         let start = Instant::now();
         server.signal(Signal::INT);
-        // Never silent for long enough to be idle, unless the machine is busy with others.
+        // The client is never silent for long enough to be idle, unless the machine is busy with others.
         let mut talk = Talk::new();
         while client.write_all(b"more").and_then(|()| client.read_exact(&mut [0; 4])).is_ok() {
             talk.pauses();
@@ -134,7 +134,7 @@ fn a_client_that_never_finishes_is_cut_at_the_deadline() {
     assert!((0..5).any(|_| is_cut()), "five times the machine kept the client from talking");
 }
 
-/// The pauses between the messages of a client that is not to be idle.
+/// The pauses between the messages of a client that must not be idle.
 struct Talk {
     spoke: Instant,
     /// Whether one of them was so long that the server may have seen an idle client.
@@ -192,7 +192,7 @@ fn a_worker_stuck_in_its_service_does_not_hold_up_the_exit() {
     assert_eq!(report(&server).cut, 5);
 }
 
-/// Signals this soon after the first belong to it. The server says so in its log.
+/// If signals come this soon after the first, they belong to the same stop. The server says so in its log.
 const ONE_STOP: Duration = Duration::from_secs(1);
 
 /// One stop often comes as two signals: of `timeout`, of a terminal that closes, of process runners, of systemd.
@@ -308,7 +308,7 @@ fn a_lame_duck_still_accepts_and_says_it_is_not_ready() {
     let mut server = Millpond::start(&["--lame-duck", "3s"]);
     let start = Instant::now();
     server.signal(Signal::HUP);
-    eventually("lame", || (server.get("/readyz").body == "lame_duck\n").then_some(()));
+    eventually("the lame duck phase", || (server.get("/readyz").body == "lame_duck\n").then_some(()));
     assert_eq!(server.get("/healthz").code, 200);
     assert_eq!(server.scrape().get("phase{phase=\"lame_duck\"}"), 1.0);
     ping(&mut server.connect(), b"still accepted");
@@ -357,7 +357,8 @@ fn an_ignored_sigint_is_caught_all_the_same() {
     assert_eq!(server.drain(), Some(0));
 }
 
-/// Connects a client whose answers are in the kernel's buffers, and which reads none of them. Returns it with the answers.
+/// Connects a client whose answers are in the kernel's buffers, and which reads none of them. Returns it with the
+/// answers.
 fn unread(server: &Millpond) -> (TcpStream, Vec<u8>) {
     let mut client = server.connect();
     SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a socket option");
@@ -462,7 +463,7 @@ fn silent_clients_are_closed_as_idle_although_every_worker_is_stuck() {
             .filter(|now| now.get("connections_accepted_total") == 6.0 && now.pool("workers_busy") == 1.0)
     });
     let states = ["idle", "queued", "active"].map(|state| scrape.connections(state));
-    assert_eq!((states, scrape.pool("queue_depth")), ([5.0, 0.0, 1.0], 0.0), "silence makes no job");
+    assert_eq!((states, scrape.pool("queue_depth")), ([5.0, 0.0, 1.0], 0.0), "a silent client causes no job");
     server.signal(Signal::INT);
     for mut client in silent {
         assert_eq!(client.read(&mut [0]).expect("the end, and no reset"), 0);
@@ -480,8 +481,8 @@ fn output_that_a_client_never_takes_makes_the_drain_unclean() {
     eventually("blocked", || {
         while (&client).write(&junk).is_ok() {}
         let [before, now] = [server.scrape(), server.scrape()];
-        // With a worker on it, bytes that have been read may only be on their way out. A scrape reads the pool first. If
-        // nothing was read between the two scrapes and the second shows no job, then there was none in between.
+        // With a worker on it, bytes that have been read may only be on their way out. A scrape reads the pool first.
+        // If nothing was read between the two scrapes and the second shows no job, then there was none in between.
         let received = |scrape: &Scrape| scrape.get("received_bytes_total");
         let owed = received(&now) > now.get("sent_bytes_total");
         (owed && received(&before) == received(&now) && now.is_quiet()).then_some(())
@@ -512,7 +513,7 @@ fn nobody_gets_in_after_the_signal_while_the_backlog_waits_for_room() {
         waiting.write_all(b"served").expect("the kernel takes it");
         let talking = AtomicBool::new(true);
         thread::scope(|scope| {
-            // Never silent for long enough to be idle, from before the signal on.
+            // From before the signal on, this client is never silent for long enough to be idle.
             let talker = scope.spawn(|| {
                 let mut talk = Talk::new();
                 while talking.load(Ordering::Relaxed) {
@@ -534,14 +535,14 @@ fn nobody_gets_in_after_the_signal_while_the_backlog_waits_for_room() {
             let start = Instant::now();
             while start.elapsed() < Duration::from_secs(1) && !talker.is_finished() {
                 let outcome = TcpStream::connect_timeout(&server.echo, Duration::from_millis(100));
-                assert!(outcome.is_err() || talker.is_finished(), "nobody is let in");
+                assert!(outcome.is_err() || talker.is_finished(), "a new connection was accepted");
             }
             talking.store(false, Ordering::Relaxed);
             talker.join().expect("it is served")
         })
         .then(|| {
             drop(inside);
-            waiting.read_exact(&mut [0; 6]).expect("who stood in the backlog is served");
+            waiting.read_exact(&mut [0; 6]).expect("the client in the listen queue is served");
             drop(waiting);
             assert_eq!(server.wait().code(), Some(0));
             assert_eq!((report(&server).in_drain, report(&server).cut), (2, 0));
@@ -562,7 +563,7 @@ fn no_client_gets_in_a_moment_after_the_signal_and_then_waits_for_room() {
     eventually("a worker has it", || (server.scrape().pool("workers_busy") == 1.0).then_some(()));
     server.signal(Signal::INT);
     thread::sleep(Duration::from_millis(500));
-    TcpStream::connect_timeout(&server.echo, Duration::from_millis(500)).expect_err("the door is closed");
+    TcpStream::connect_timeout(&server.echo, Duration::from_millis(500)).expect_err("the listener is closed");
     inside.read_exact(&mut [0; 5]).expect("the answer");
     drop(inside);
     assert_eq!((server.wait().code(), report(&server).cut), (Some(0), 0));
@@ -578,7 +579,7 @@ fn a_client_that_comes_at_the_signal_is_served_when_there_is_room() {
             ping(&mut inside, b"hello");
             server.signal(Signal::INT);
             eventually("draining", || (server.get("/readyz").body == "draining\n").then_some(()));
-            // The server lets clients in for a quarter of a second. A busy machine may miss that.
+            // The listener stays open for a quarter of a second. A busy machine may miss that.
             let mut newcomer = TcpStream::connect_timeout(&server.echo, Duration::from_millis(100)).ok()?;
             newcomer.set_read_timeout(Some(PATIENCE)).expect("a timeout");
             newcomer.write_all(b"in time").ok()?;

@@ -90,7 +90,7 @@ fn it_answers_while_every_worker_is_stuck() {
     let server = Millpond::start(&["--workers", "2", "--work", "1h"]);
     let mut clients: Vec<TcpStream> = (0..50).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(|client| client.write_all(b"stuck").expect("sent"));
-    eventually("48 wait", || (server.scrape().pool("queue_depth") == 48.0).then_some(()));
+    eventually("48 jobs wait", || (server.scrape().pool("queue_depth") == 48.0).then_some(()));
     let start = Instant::now();
     let first = server.scrape();
     thread::sleep(Duration::from_millis(300));
@@ -209,7 +209,7 @@ fn dripping_heads_are_cut_off_and_keep_no_scrape_out() {
     let start = Instant::now();
     let mut cut = 0;
     while cut < 16 {
-        // It is cut off if its write fails, or its read finds the end or a reset.
+        // The client is cut off if its write fails, or its read finds the end or a reset.
         dripping.retain_mut(|stream| {
             let dead = stream.write_all(b"G").is_err() || {
                 stream.set_nonblocking(true).expect("a socket option");
@@ -259,8 +259,8 @@ fn code_of(address: SocketAddr, path: &str, headers: &str) -> u16 {
     http(address, format!("GET {path} HTTP/1.1\r\n{headers}\r\n")).code
 }
 
-/// A web page of another site can have its own name resolve to the server's address, and then read what the server answers
-/// to that name.
+/// A web page of another site can have its own name resolve to the server's address. Then it can read the server's
+/// answers to that name.
 #[test]
 fn the_status_page_answers_to_no_name_of_another_site() {
     let server = Millpond::start(&["--status-host", "pond.example.org,b.example", "--status-host=c.example"]);
@@ -302,7 +302,7 @@ fn status_hosts_may_be_in_the_environment() {
     }
 }
 
-/// The names and help texts that a registry gives out.
+/// The names and help texts in a registry.
 fn contents(registry: &Registry) -> Vec<(String, String)> {
     let families = registry.gather();
     families.iter().map(|family| (family.name().to_owned(), family.help().to_owned())).collect()
@@ -312,7 +312,7 @@ fn contents(registry: &Registry) -> Vec<(String, String)> {
 #[test]
 fn an_endpoint_that_cannot_register_its_metrics_leaves_nothing() {
     let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
-    // Afterwards there are as many of an endpoint's threads as this.
+    // Afterwards the endpoints must have as many threads as now.
     let fails = |registry: &Registry, threads: usize| {
         let before = contents(registry);
         let second = Exposition::bind(registry.clone(), any_port).expect("a port");
@@ -451,7 +451,7 @@ fn pick(random: &mut fastrand::Rng, of: &[&str]) -> String {
     of[random.usize(..of.len())].to_owned()
 }
 
-/// Cheap to answer. The test is about the scraper's place, and not about how many scrapes fit into a second.
+/// A request that is cheap to answer. The test is about the scraper's place, and not about the rate of scrapes.
 const PROBE: &[u8] = b"GET /readyz HTTP/1.1\r\nHost: attacker\r\n\r\n";
 
 const ATTACKS: [(&str, Attack); 12] = [
@@ -575,8 +575,8 @@ fn every_attack_at_once_keeps_no_scrape_out() {
     target.unharmed();
 }
 
-/// CVE-2026-66752 of `tiny_http`: bodies whose length is given in two ways. The endpoint reads no body, so no request can
-/// hide in one.
+/// CVE-2026-66752 of `tiny_http`: bodies whose length is given in two ways. The endpoint reads no body, so no request
+/// can hide in one.
 #[test]
 fn a_request_hidden_in_a_body_is_never_served() {
     let target = target();

@@ -1,8 +1,8 @@
-//! Clients and networks that break in every way, and a system that gives no disk, no output, and nobody to read it:
-//! what each may do to itself, and to nobody else. After each the numbers balance, nothing is left over, others are
-//! served, and the drain is clean.
+//! Clients and networks that break in every way, and a system without disk space, output, or a reader of the output.
+//! Each may harm itself, and no other client. After each fault the numbers balance and nothing is left over. The server
+//! then serves others, and its drain is clean.
 //!
-//! What is random here is drawn from a seed; `common::proxy` says how to have the same again.
+//! The random choices come from a seed; `common::proxy` says how to repeat them.
 
 mod common;
 
@@ -26,7 +26,7 @@ fn reset(stream: TcpStream) {
     socket2::Socket::from(stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
 }
 
-/// Bytes that are nowhere the same for long.
+/// Bytes without a long repetition.
 fn pattern(length: usize) -> Vec<u8> {
     (0..length).map(|at| (at % 251) as u8 ^ (at / 251) as u8).collect()
 }
@@ -36,7 +36,7 @@ fn a_message_of_every_size_comes_back_whole() {
     let victim = Victim::start(&["--workers", "2"]);
     let mut client = victim.server.connect();
     client.set_nodelay(true).expect("a socket option");
-    // Around the size of the server's buffer, and of twice that, too.
+    // Also sizes around that of the server's buffer, and around twice that.
     let around = |size: usize| size - 3..=size + 3;
     let sizes = (1..=2048).chain(around(4 * KIB)).chain(around(64 * KIB)).chain(around(128 * KIB));
     let message = pattern(129 * KIB);
@@ -100,16 +100,16 @@ fn one_byte_drips_hold_no_worker() {
         pings += 1;
     }
     dripping.join().expect("the clients").expect("every byte of every client comes back");
-    assert!(pings > 10, "{pings} messages of the other while they dripped");
+    assert!(pings > 10, "the other client had only {pings} answers meanwhile");
     drop(other);
     let done = eventually("all have left", || Some(proxy.done()).filter(|done| done.over == CLIENTS));
     assert_eq!(done.pieces_to_server, CLIENTS * BYTES, "each byte came alone");
     assert_eq!(victim.unharmed().get("sent_bytes_total"), (CLIENTS * BYTES + pings * 2000) as f64);
 }
 
-/// Sends all it can, and returns what came back until the end or a reset, which must come.
+/// Sends as much as possible. Returns the bytes that came back before the end or a reset, one of which must come.
 fn converse(address: SocketAddr, message: &[u8]) -> Vec<u8> {
-    // A reset may be faster than the return from here.
+    // A reset may arrive before `connect` returns.
     let Ok(mut stream) = TcpStream::connect(address) else { return Vec::new() };
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     let mut writer = stream.try_clone().expect("a clone");
@@ -136,8 +136,8 @@ fn a_reset_after_any_number_of_bytes_harms_only_its_own() {
     const LARGE: usize = 60;
     const EACH: usize = SMALL + LARGE;
     let (seed, victim) = (Seed::new(), Victim::start(&["--workers", "2"]));
-    // The first half is reset on the way to the server, the second on the way back; of each first after every small
-    // number of bytes, and then after a large one.
+    // The first half is reset on the way to the server, and the second half on the way back. Each half begins with a
+    // reset after every small number of bytes, and goes on with large numbers.
     let proxy = Proxy::to(victim.server.echo, &seed, |number, random| {
         let after = if number % EACH < SMALL { number % EACH } else { random.usize(SMALL..300 * KIB) };
         let mut plan = Plan::cut_into(1..=64 * KIB);
@@ -209,7 +209,7 @@ fn who_resets_before_being_accepted_keeps_nobody_waiting() {
     behind.write_all(b"still here").expect("the kernel takes it");
     assert_eq!(victim.server.scrape().get("connections_accepted_total"), 1.0);
     drop(inside);
-    behind.read_exact(&mut [0; 10]).expect("served when they are out of the way");
+    behind.read_exact(&mut [0; 10]).expect("served after the reset connections");
     drop(behind);
     let scrape = victim.unharmed();
     let vanished = scrape.get("accept_errors_total{kind=\"aborted\"}");
@@ -225,7 +225,7 @@ struct Mute {
 }
 
 impl Mute {
-    /// Starts it with its streams redirected as in a shell.
+    /// Starts the program with its streams redirected as in a shell.
     fn start(redirections: &str) -> Self {
         let script = format!("exec \"$0\" -v --listen 127.0.0.1:0 --metrics 127.0.0.1:0 {redirections}");
         let mut command = Command::new("sh");
@@ -233,7 +233,7 @@ impl Mute {
     }
 
     fn spawn(command: &mut Command) -> Self {
-        // Its owner from the first moment, which may find out that it never listens.
+        // The child has an owner from the start. So it is killed also if it never listens.
         let nowhere = SocketAddr::from(([0; 4], 0));
         let mut server = Mute { child: command.spawn().expect("a shell"), echo: nowhere, metrics: nowhere };
         [server.echo, server.metrics] = eventually("it listens", || {
@@ -243,7 +243,7 @@ impl Mute {
         server
     }
 
-    /// It serves, its numbers balance, and it drains clean.
+    /// Asserts that the program serves, that its numbers balance, and that it drains clean.
     fn serves(mut self) {
         const CLIENTS: usize = 300;
         let answer = |path: &str| http(self.metrics, format!("GET {path} HTTP/1.1\r\n\r\n"));
@@ -263,7 +263,7 @@ impl Mute {
         assert_eq!(status.code(), Some(0));
     }
 
-    /// What a descriptor of it is.
+    /// Returns the file to which one of the program's descriptors refers.
     fn descriptor(&self, number: u32) -> String {
         let link = std::fs::read_link(format!("/proc/{}/fd/{number}", self.child.id()));
         link.expect("it is open").to_string_lossy().into_owned()
@@ -277,7 +277,7 @@ impl Drop for Mute {
     }
 }
 
-/// Where a process listens, in the order it began to.
+/// The addresses on which a process listens, in the order in which it began to listen.
 fn listening(pid: u32) -> Vec<SocketAddr> {
     let table = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
     // "0: 0100007F:3A98 00000000:0000 0A ... inode": an address is in the machine's byte order, 0A is listening.
@@ -314,7 +314,7 @@ fn a_full_disk_under_the_log_stops_nothing() {
     Mute::start(">/dev/full 2>/dev/full").serves();
 }
 
-/// A socket that got the number of a closed stream would get what is written to that stream.
+/// If a socket got the number of a closed stream, all output to that stream would go to the socket.
 #[test]
 fn closed_streams_are_never_a_clients_socket() {
     for closed in ["1>&- 2>&-", "<&- >&- 2>&-"] {

@@ -1,4 +1,5 @@
-//! `millpond health`: exit code 0 if the side HTTP port answers 200 within the timeout, and otherwise exit code 1 and the reason.
+//! `millpond health`: if the side HTTP port answers 200 within the timeout, the exit code is 0. Otherwise the exit code is
+//! 1, with the reason.
 
 mod common;
 
@@ -45,7 +46,7 @@ fn unwell(args: &[&str], parts: &[&str]) {
     }
 }
 
-/// Asserts that it gives up when its timeout is over: not before, and not long after.
+/// Asserts that the health check gives up when its timeout is over: not before, and not long after.
 fn gives_up(address: SocketAddr, timeout: Duration) {
     let (address, flag) = (address.to_string(), format!("--timeout={}ms", timeout.as_millis()));
     let asked = Instant::now();
@@ -57,7 +58,7 @@ fn gives_up(address: SocketAddr, timeout: Duration) {
     assert!(took >= timeout && took < timeout + PATIENCE, "{took:?}");
 }
 
-/// Starts a server that does this with its first client. Returns its address.
+/// Starts a server that calls `with_client` with its first client. Returns its address.
 fn server(with_client: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
@@ -103,7 +104,7 @@ fn a_lame_duck_is_alive_and_not_ready() {
     let server = Millpond::start(&["--lame-duck", "1h"]);
     let address = server.metrics.to_string();
     server.signal(Signal::TERM);
-    eventually("it is a lame duck", || (server.get("/readyz").code == 503).then_some(()));
+    eventually("the server is in its lame duck phase", || (server.get("/readyz").code == 503).then_some(()));
     well(&[&address, TIMEOUT]);
     unwell(&[&address, "--ready", TIMEOUT], &[&address, "/readyz says 503: lame_duck"]);
 }
@@ -116,7 +117,7 @@ fn a_server_that_drains_is_alive_and_not_ready() {
     client.write_all(b"an hour of work").expect("it can be sent");
     eventually("a worker has it", || (server.scrape().pool("workers_busy") == 1.0).then_some(()));
     server.signal(Signal::TERM);
-    eventually("it drains", || (server.get("/readyz").code == 503).then_some(()));
+    eventually("the server drains", || (server.get("/readyz").code == 503).then_some(()));
     well(&[&address, TIMEOUT]);
     unwell(&[&address, "--ready", TIMEOUT], &[&address, "/readyz says 503: draining"]);
 }
@@ -141,7 +142,7 @@ fn the_reason_of_an_unhealthy_server_is_printed() {
 fn a_stopped_server_is_reported_within_the_timeout() {
     let server = Millpond::start(&[]);
     server.stop();
-    // Its kernel still takes connections for it.
+    // The kernel still completes connections for the stopped server.
     gives_up(server.metrics, Duration::from_millis(300));
     server.signal(Signal::CONT);
     well(&[&server.metrics.to_string(), TIMEOUT]);
@@ -173,7 +174,7 @@ fn a_timeout_is_for_connection_and_answer_together() {
     listener.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).expect("a port");
     listener.listen(0).expect("it listens");
     let address = listener.local_addr().expect("an address").as_socket().expect("of IP");
-    let _first = TcpStream::connect_timeout(&address, PATIENCE).expect("the only one");
+    let _first = TcpStream::connect_timeout(&address, PATIENCE).expect("the only connection");
     gives_up(address, Duration::from_millis(300));
 }
 

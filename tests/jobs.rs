@@ -1,4 +1,4 @@
-//! What a submitter is promised of its job: an outcome, whatever happens, and no wait without an end.
+//! The pool's promises to the submitter of a job: every job has an outcome, and every wait for one ends.
 
 mod common;
 
@@ -22,7 +22,7 @@ fn join<T: Send + 'static>(job: JobHandle<T>) -> Result<T, JobError> {
     job.join_timeout(PATIENCE).expect("it ends in time")
 }
 
-/// What a worker does after it has counted a job is not the next job's time.
+/// If a worker still has work for a job that it has counted, that time does not count as the next job's time.
 #[test]
 fn nobody_pays_for_what_is_done_after_a_job_was_counted() {
     const LONG: Duration = Duration::from_millis(500);
@@ -32,14 +32,14 @@ fn nobody_pays_for_what_is_done_after_a_job_was_counted() {
             thread::sleep(LONG);
         }
     }
-    /// Drops the handle it wakes for.
+    /// Drops the handle that was polled with this waker.
     struct Forgetful(Mutex<Option<JobHandle<Slow>>>);
     impl std::task::Wake for Forgetful {
         fn wake(self: Arc<Self>) {
             drop(self.0.lock().expect("the handle").take());
         }
     }
-    /// Wakes for long.
+    /// Takes long to wake its task.
     struct Sleepy;
     impl std::task::Wake for Sleepy {
         fn wake(self: Arc<Self>) {
@@ -53,8 +53,8 @@ fn nobody_pays_for_what_is_done_after_a_job_was_counted() {
         let waker = std::task::Waker::from(wakes);
         assert!(Pin::new(handle).poll(&mut std::task::Context::from_waker(&waker)).is_pending());
     }
-    /// Lets the only worker find what `leave` leaves for it, and then one more job. On a busy machine any job may last
-    /// long, so one round of five has to be free of it.
+    /// Gives the only worker the work that `leave` adds, and then one more job. On a busy machine any job may last
+    /// long, so it is enough if one round of five has no long job.
     fn next_pays_nothing(mut leave: impl FnMut(&Pool)) {
         let mut excess = || {
             let start = Instant::now();
@@ -62,7 +62,7 @@ fn nobody_pays_for_what_is_done_after_a_job_was_counted() {
             leave(&pool);
             let next = submit(&pool, || ());
             latch.open();
-            // The job that was held is the only one that may have lasted.
+            // Only the held job may have a long duration.
             let held_for = start.elapsed();
             join(next).expect("it returns");
             pool.stats().job_duration.sum().saturating_sub(held_for)
@@ -77,14 +77,14 @@ fn nobody_pays_for_what_is_done_after_a_job_was_counted() {
         pool.with_deadline(deadline).try_submit(|| ()).expect("room").on_done(|_| thread::sleep(LONG));
         thread::sleep(deadline);
     });
-    // The destructor of a result whose handle was dropped when the job had been counted.
+    // The destructor of a result, when the handle is dropped after the worker has counted the job.
     next_pays_nothing(|pool| {
         let mut handle = submit(pool, || Slow);
         let forgetful = Arc::new(Forgetful(Mutex::new(None)));
         poll(&mut handle, Arc::clone(&forgetful));
         *forgetful.0.lock().expect("the handle") = Some(handle);
     });
-    // The waking of whoever awaits a job that has been counted.
+    // The wake-up of a task that awaits a job, after the worker has counted the job.
     let mut awaited = Vec::new();
     next_pays_nothing(|pool| {
         awaited.push(submit(pool, || ()));
@@ -111,7 +111,7 @@ fn looking_at_a_handle_in_a_log_changes_nothing() {
     let closure = Arc::clone(&ran);
     let late = pool.with_deadline(Duration::ZERO).try_submit(move || drop(closure)).expect("room");
     assert_eq!(format!("{late:?}"), "JobHandle { ended: false, .. }");
-    assert_eq!(Arc::strong_count(&ran), 2, "it is there still");
+    assert_eq!(Arc::strong_count(&ran), 2, "the pool still has the closure");
     assert!(late.is_finished());
     assert_eq!((format!("{late:?}").as_str(), Arc::strong_count(&ran)), ("JobHandle { ended: true, .. }", 1));
     latch.open();
@@ -126,7 +126,7 @@ fn a_refusal_can_be_sent_and_shared_without_its_job() {
     let pool = pool_of(1, 10);
     assert_eq!(ask(&pool).expect("it is admitted"), 5);
     pool.drain(PATIENCE);
-    assert_eq!(ask(&pool).expect_err("it drains").to_string(), "the pool is draining");
+    assert_eq!(ask(&pool).expect_err("the pool drains").to_string(), "the pool is draining");
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_join_brings_the_result() {
     assert_eq!(word.join(), Ok("done".to_owned()));
     let ended = submit(&pool, || 5);
     eventually("it ended", || ended.is_finished().then_some(()));
-    assert_eq!(ended.join(), Ok(5), "also after the end");
+    assert_eq!(ended.join(), Ok(5), "a join works after the job has ended");
 }
 
 #[test]
@@ -201,9 +201,9 @@ fn a_cancelled_job_that_waits_never_runs_and_is_dropped_at_once() {
     let job = submit(&pool, move || drop(inside));
     assert!(job.cancel());
     assert_eq!(Arc::strong_count(&witness), 1, "its closure is gone");
-    assert!(job.is_finished() && job.cancel(), "and it stays cancelled");
+    assert!(job.is_finished() && job.cancel(), "the job stays cancelled");
     assert_eq!(job.join(), Err(JobError::Cancelled));
-    assert_eq!((pool.stats().queue_depth, pool.stats().cancelled), (1, 0), "its place is not free yet");
+    assert_eq!((pool.stats().queue_depth, pool.stats().cancelled), (1, 0), "its place is still taken");
     latch.open();
     let stats = pool.drain(PATIENCE).stats;
     assert_eq!((stats.cancelled, stats.completed, broken_law(&stats)), (1, 1, None));
@@ -211,20 +211,20 @@ fn a_cancelled_job_that_waits_never_runs_and_is_dropped_at_once() {
 
 #[test]
 fn a_running_job_is_told_of_its_cancellation() {
-    assert!(CancelToken::current().is_none(), "this is no job");
+    assert!(CancelToken::current().is_none(), "the test's thread runs no job");
     let pool = pool_of(1, 10);
     let (running, started) = mpsc::channel();
     let job = submit(&pool, move || {
         let token = CancelToken::current().expect("this is a job");
         assert!(!token.is_cancelled());
         running.send(()).expect("the test waits");
-        eventually("it is told", || token.is_cancelled().then_some("stopped early"))
+        eventually("the job is cancelled", || token.is_cancelled().then_some("stopped early"))
     });
     started.recv().expect("it runs");
     let from_elsewhere = job.cancel_token();
     let canceller = thread::spawn(move || from_elsewhere.cancel());
     assert_eq!(job.join(), Ok("stopped early"));
-    assert!(!canceller.join().expect("the canceller"), "it ran, so it was not kept from it");
+    assert!(!canceller.join().expect("the canceller"), "the job was running already");
     assert_eq!((pool.stats().cancelled, pool.stats().completed), (0, 1));
 }
 
@@ -235,8 +235,8 @@ fn an_abort_tells_the_running_job_and_ends_the_waiting_ones() {
     let wait = latch.clone();
     let running = submit(&pool, move || {
         let token = CancelToken::current().expect("this is a job");
-        eventually("it is told", || token.is_cancelled().then_some(()));
-        // It is still running when the abort says what was.
+        eventually("the job is cancelled", || token.is_cancelled().then_some(()));
+        // The job is still running when `abort` counts the running jobs.
         wait.wait();
     });
     eventually("it runs", || (pool.stats().busy == 1).then_some(()));
@@ -274,7 +274,7 @@ fn the_callback_gets_the_outcome_from_whoever_ends_the_job() {
     eventually("it ended", || ended.is_finished().then_some(()));
     ended.on_done(reporting("ended"));
     assert_eq!(reports.try_recv(), Ok(("ended", Ok(3), here)));
-    // One that panics is nobody's harm.
+    // A callback that panics harms no other job.
     submit(&pool, || 4).on_done(|_| panic!("a callback"));
     assert_eq!(join(submit(&pool, || 5)), Ok(5));
 }
@@ -294,7 +294,7 @@ fn a_job_that_waits_longer_than_its_deadline_expires_unrun() {
         with(Duration::ZERO),
         with(PATIENCE),
     ];
-    // Although its worker is held all the while, whoever joins it is told in time.
+    // The join returns at the deadline, although the only worker is held all the while.
     let (outcome, took) = timed(|| joined.join());
     assert_eq!(outcome, Err(JobError::Expired));
     assert!(took < PATIENCE / 2, "{took:?}");
@@ -326,13 +326,13 @@ fn a_job_without_a_handle_is_told_of_an_abort_too() {
     pool.execute(move || {
         let token = CancelToken::current().expect("this is a job");
         report.send(false).expect("the test waits");
-        eventually("it is told", || token.is_cancelled().then_some(()));
+        eventually("the job is cancelled", || token.is_cancelled().then_some(()));
         report.send(token.cancel()).expect("the test waits");
     })
     .expect("room");
     assert_eq!(reports.recv_timeout(PATIENCE), Ok(false));
     pool.abort();
-    assert_eq!(reports.recv_timeout(PATIENCE), Ok(false), "told, though it cannot be cancelled alone");
+    assert_eq!(reports.recv_timeout(PATIENCE), Ok(false), "cancelled by the abort, not by `cancel`");
 }
 
 #[test]
@@ -352,7 +352,7 @@ fn the_destructor_of_a_result_nobody_wants_is_a_part_of_its_job() {
     });
     drop(job);
     dropped.send(()).expect("it waits");
-    eventually("it takes its time", || {
+    eventually("the destructor runs", || {
         let stats = pool.stats();
         (stats.longest_running > Duration::from_millis(20)).then_some(())
     });
@@ -364,7 +364,7 @@ fn the_destructor_of_a_result_nobody_wants_is_a_part_of_its_job() {
 #[test]
 fn a_deadline_does_not_stop_a_job_that_runs() {
     let pool = pool_of(1, 10);
-    // On a busy machine the job may not start within its deadline. Then it never runs, and the next one has longer.
+    // On a busy machine the job may not start within its deadline. Then it never runs, and the next job has longer.
     for deadline in [50, 500, 5_000].map(Duration::from_millis) {
         let started = Arc::new(AtomicBool::new(false));
         let starts = Arc::clone(&started);
@@ -393,14 +393,14 @@ fn the_last_worker_that_would_wait_for_its_own_pool_is_told_so() {
                 let (inner, all) = (Arc::clone(&pool), Arc::clone(&all));
                 submit(&pool, move || {
                     all.wait();
-                    // Nobody is free to run it.
+                    // No worker is free to run the inner job.
                     submit(&inner, move || number).join()
                 })
             })
             .collect();
         let outcomes: Vec<_> = outer.into_iter().map(|job| join(job).expect("it returns")).collect();
         let (told, served): (Vec<_>, Vec<_>) = outcomes.into_iter().partition(Result::is_err);
-        // One is told; with its job at an end its worker is free, and runs what the others wait for.
+        // One join returns the error. So that job ends, and its free worker runs the jobs that the others wait for.
         assert_eq!(told, [Err(JobError::Deadlock { pool: "test".to_owned() })]);
         assert_eq!(served.len(), workers - 1);
         assert!(told[0].as_ref().is_err_and(|error| error.to_string().contains("pool \"test\"")));
@@ -413,7 +413,7 @@ fn a_worker_may_wait_for_its_own_pool_while_another_is_free() {
     let inner = Arc::clone(&pool);
     let job = submit(&pool, move || submit(&inner, || 8).join());
     assert_eq!(join(job), Ok(Ok(8)));
-    // And for another pool always.
+    // A worker may always wait for another pool.
     let (one, other) = (pool_of(1, 10), Arc::new(pool_of(1, 10)));
     assert_eq!(join(submit(&one, move || submit(&other, || 9).join())), Ok(Ok(9)));
 }
@@ -423,7 +423,7 @@ fn named(name: &str, workers: usize, queue_capacity: usize) -> Arc<Pool> {
     Arc::new(builder.build().expect("the threads"))
 }
 
-/// Any code may unpark a thread, and std's own channels do. A wait that was begun twice must count once.
+/// Any code may unpark a thread, and std's own channels do. If a wait begins again after that, it must count once.
 #[test]
 fn a_wake_up_without_an_end_is_no_second_wait() {
     let pool = named("unpark", 3, 10);
@@ -440,12 +440,12 @@ fn a_wake_up_without_an_end_is_no_second_wait() {
         latch.open();
         assert_eq!(join(outer), Ok(Ok(())));
     }
-    // Nothing of it is left behind: all but one may leave.
-    pool.resize(1).expect("fewer need nothing");
-    eventually("two have left", || (pool.stats().workers == 1).then_some(()));
+    // No wait is still counted, so all workers but one may leave.
+    pool.resize(1).expect("fewer workers need no new thread");
+    eventually("two workers have left", || (pool.stats().workers == 1).then_some(()));
 }
 
-/// The join of a job that expires ends it by its own hand, and so wakes itself for nothing.
+/// If a job expires, the join that waits for it ends the job itself. So the join wakes its own thread without need.
 #[test]
 fn a_join_after_one_that_expired_is_no_deadlock() {
     let pool = named("late", 2, 10);
@@ -465,7 +465,8 @@ fn a_join_after_one_that_expired_is_no_deadlock() {
     assert_eq!(join(outer), Ok((Err(JobError::Expired), Ok(()))));
 }
 
-/// Who waits for room has been given it, but is not awake yet, when the worker that made the room waits for it.
+/// The pool has given the room to the waiting submitter, which is not awake yet. Meanwhile the worker that made the
+/// room waits for the submitter's job.
 #[test]
 fn a_worker_that_made_room_may_wait_for_the_one_it_made_it_for() {
     let pool = named("room", 2, 1);
@@ -473,7 +474,7 @@ fn a_worker_that_made_room_may_wait_for_the_one_it_made_it_for() {
         let latch = Latch::default();
         let wait = latch.clone();
         let held = submit(&pool, move || wait.wait());
-        eventually("one is held", || (pool.stats().busy == 1).then_some(()));
+        eventually("a worker is held", || (pool.stats().busy == 1).then_some(()));
         let (start, started) = mpsc::channel::<()>();
         let inner = Arc::clone(&pool);
         let waits_for_room = submit(&pool, move || {
@@ -481,7 +482,7 @@ fn a_worker_that_made_room_may_wait_for_the_one_it_made_it_for() {
             inner.submit(|| 3).is_ok()
         });
         eventually("both run", || (pool.stats().busy == 2).then_some(()));
-        // It fills the queue, and runs next.
+        // This job fills the queue, and runs next.
         let (give, given) = mpsc::channel::<JobHandle<bool>>();
         let joins = submit(&pool, move || given.recv().expect("a handle").join());
         give.send(waits_for_room).expect("it waits");
@@ -489,7 +490,7 @@ fn a_worker_that_made_room_may_wait_for_the_one_it_made_it_for() {
         all_asleep("mill-room-", 2);
         latch.open();
         assert_eq!((join(joins), join(held)), (Ok(Ok(true)), Ok(())));
-        eventually("all is quiet", || {
+        eventually("no job runs or waits", || {
             (pool.stats().busy == 0 && pool.stats().queue_depth == 0).then_some(())
         });
     }
@@ -516,7 +517,7 @@ fn a_circle_through_a_group_is_told() {
     to_group.send(joiner).expect("it waits");
     to_joiner.send(group).expect("it waits");
     let told: Vec<_> = (0..2).map(|_| reports.recv_timeout(PATIENCE).expect("both end")).collect();
-    assert_eq!(told, [true, false], "whoever closed the circle is told, and then the other can end");
+    assert_eq!(told, [true, false], "the job that closes the circle gets the error, then the other ends");
 }
 
 #[test]
@@ -531,7 +532,7 @@ fn a_group_of_two_pools_is_told_once_only_its_own_is_left() {
     assert_eq!(join(job), Ok(vec![(1, Ok(2)), (0, deadlock)]));
 }
 
-/// While a worker is expected, a wait is not the last; when it cannot begin after all, it is.
+/// While another worker is starting, a wait is not the last one. If that worker cannot start, the wait is the last one.
 #[test]
 fn who_counted_on_a_worker_that_cannot_begin_is_told() {
     let (latch, asked) = (Latch::default(), Arc::new(AtomicBool::new(false)));
@@ -544,27 +545,27 @@ fn who_counted_on_a_worker_that_cannot_begin_is_told() {
         wait.wait();
         Err("no luck".into())
     });
-    let pool = Arc::new(builder.build().expect("one can begin"));
+    let pool = Arc::new(builder.build().expect("the first worker can start"));
     thread::scope(|scope| {
         let resize = scope.spawn(|| pool.resize(2));
-        eventually("the second is beginning", || asked.load(Ordering::Acquire).then_some(()));
+        eventually("the second worker is starting", || asked.load(Ordering::Acquire).then_some(()));
         let inner = Arc::clone(&pool);
         let outer = submit(&pool, move || submit(&inner, || 1).join());
         eventually("it runs", || (pool.stats().busy == 1).then_some(()));
         all_asleep("mill-hope-", 2);
-        assert!(!outer.is_finished(), "there is hope");
+        assert!(!outer.is_finished(), "the second worker may still run the inner job");
         latch.open();
         assert!(resize.join().expect("the resize").is_err());
         assert_eq!(join(outer), Ok(Err(JobError::Deadlock { pool: "hope".to_owned() })));
     });
 }
 
-/// The wait for a job with a deadline has an end, but only until the job is started.
+/// A deadline limits the wait for a job only until the job is started.
 #[test]
 fn a_deadline_that_was_met_hides_no_circle() {
     let hour = Duration::from_secs(3600);
     let deadlock = JobError::Deadlock { pool: "test".to_owned() };
-    // A joins B, which is queued then, and B, once started, joins A.
+    // A joins B while B is queued. Once B is started, it joins A.
     let met = Arc::new(Pool::builder("met").workers(2).build().expect("the threads"));
     let (give, get) = mpsc::channel::<JobHandle<bool>>();
     let (latch, inner) = (Latch::default(), Arc::clone(&met));
@@ -574,12 +575,12 @@ fn a_deadline_that_was_met_hides_no_circle() {
         let back = move || get.recv().expect("a handle").join().is_ok();
         inner.with_deadline(hour).submit(back).expect("room").join().is_ok()
     });
-    give.send(outer).expect("it is received");
+    give.send(outer).expect("the job receives it");
     eventually("B waits", || (met.stats().queue_depth == 1).then_some(()));
     all_asleep("mill-met-", 2);
     latch.open();
     eventually("both ended", || (met.stats().completed == 3).then_some(()));
-    // A waits for a group with B in it, which has a deadline, and B joins A.
+    // A waits for a group. The group contains B, which has a deadline, and B joins A.
     let pool = Arc::new(pool_of(2, 10));
     let (give, get) = mpsc::channel::<JobHandle<Vec<Result<bool, JobError>>>>();
     let (report, reports) = mpsc::channel();
@@ -590,8 +591,8 @@ fn a_deadline_that_was_met_hides_no_circle() {
         let second = inner.with_deadline(hour).submit(back).expect("room");
         as_completed([first, second]).map(|(_, outcome)| outcome).collect::<Vec<_>>()
     });
-    give.send(outer).expect("it is received");
-    let seen = reports.recv_timeout(PATIENCE).expect("it does not wait for an hour");
+    give.send(outer).expect("the job receives it");
+    let seen = reports.recv_timeout(PATIENCE).expect("B does not wait for an hour");
     assert!(seen == Err(deadlock.clone()) || seen == Ok(vec![Ok(true), Err(deadlock)]), "{seen:?}");
 }
 
@@ -617,7 +618,7 @@ fn jobs_that_wait_for_each_other_are_told_although_workers_are_free() {
     to_first.send(second).expect("it waits");
     to_second.send(first).expect("it waits");
     let told: Vec<_> = (0..2).map(|_| reports.recv_timeout(PATIENCE).expect("both end")).collect();
-    assert_eq!(told, [true, false], "the one that closed the circle is told, and then the other can end");
+    assert_eq!(told, [true, false], "the job that closes the circle gets the error, then the other ends");
 }
 
 #[test]
@@ -663,13 +664,13 @@ fn the_last_free_worker_does_not_leave_when_the_pool_shrinks() {
         let second = submit(&inner, || 5);
         (second.join(), first.join())
     });
-    // One is held, and the other waits for the job behind it.
-    eventually("both are busy", || (pool.stats().busy == 2).then_some(()));
+    // One worker is held, and the other waits for the job behind the held one.
+    eventually("both workers are busy", || (pool.stats().busy == 2).then_some(()));
     all_asleep("mill-last-", 2);
-    pool.resize(1).expect("fewer need nothing");
+    pool.resize(1).expect("fewer workers need no new thread");
     latch.open();
     assert_eq!(join(outer), Ok((Ok(5), Ok(()))));
-    eventually("one has left", || {
+    eventually("one worker has left", || {
         drop(submit(&pool, || {}));
         (pool.stats().workers == 1).then_some(())
     });
@@ -710,12 +711,12 @@ fn wait_waits_for_the_first_the_first_failed_or_all() {
     latch.open();
     assert_eq!(wait(&mut jobs, Until::AllCompleted, PATIENCE), Ok(true));
     assert_eq!(jobs.map(JobHandle::join), [Err(JobError::Cancelled), Ok(2)]);
-    // Nothing fails: then it is the end of all.
+    // If no job fails, the wait returns when all jobs have ended.
     let mut jobs = [submit(&pool, || 1), submit(&pool, || 2)];
     assert_eq!(wait(&mut jobs, Until::FirstFailed, PATIENCE), Ok(true));
     assert!(jobs.iter().all(JobHandle::is_finished));
     assert_eq!(wait::<()>(&mut [], Until::AllCompleted, Duration::ZERO), Ok(true));
-    // The end of one that did not fail is neither.
+    // The end of a job that did not fail is neither a failure nor the end of all.
     let latch = Latch::default();
     let wait_here = latch.clone();
     let mut jobs = [submit(&pool, || ()), submit(&pool, move || wait_here.wait())];
@@ -749,7 +750,7 @@ fn map_keeps_the_order_and_looks_no_further_ahead_than_it_may() {
             n * n
         })
         .look_ahead(6);
-    assert_eq!(pulled.load(Ordering::Relaxed), 0, "nobody has asked for a result");
+    assert_eq!(pulled.load(Ordering::Relaxed), 0, "the test has not asked for a result");
     for n in 0..500 {
         assert_eq!(results.next(), Some(Ok(n * n)));
         let ahead = pulled.load(Ordering::Relaxed) - usize::try_from(n).expect("small") - 1;
@@ -812,7 +813,7 @@ fn a_handle_can_be_awaited() {
         (submit(&pool, || 1), submit(&pool, || -> u32 { panic!("bad") }), submit(&pool, || 3));
     let token = cancelled.cancel_token();
     let outcomes = runtime.block_on(async {
-        // The runtime's only thread is not held by any of them.
+        // None of these awaits blocks the runtime's only thread.
         let others = tokio::task::spawn(async move {
             assert!(token.cancel());
             latch.open();
@@ -824,7 +825,7 @@ fn a_handle_can_be_awaited() {
     assert_eq!(outcomes, (Ok(1), Err(JobError::Panicked("bad".to_owned())), Err(JobError::Cancelled)));
 }
 
-/// Joins race with ends, over and over: whoever waits is told, and every outcome is the right one.
+/// Joins race with ends, over and over. Every wait returns, and every outcome is the right one.
 #[test]
 fn no_end_is_missed_however_joins_fall() {
     let pool = pool_of(3, 64);
@@ -839,7 +840,7 @@ fn no_end_is_missed_however_joins_fall() {
                         (0..spins).for_each(|_| std::hint::spin_loop());
                         round
                     });
-                    let job = job.expect("it is not draining");
+                    let job = job.expect("the pool is not draining");
                     match random.u8(0..4) {
                         0 => assert_eq!(join(job), Ok(round)),
                         1 => {
@@ -860,7 +861,7 @@ fn no_end_is_missed_however_joins_fall() {
                             });
                             let start = Instant::now();
                             while heard.lock().expect("the ear").is_none() {
-                                assert!(start.elapsed() < PATIENCE, "nobody called back");
+                                assert!(start.elapsed() < PATIENCE, "the callback did not run");
                                 thread::park_timeout(PATIENCE);
                             }
                         }

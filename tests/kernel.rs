@@ -1,4 +1,4 @@
-//! What the server has the kernel do for it: probe silent clients, and keep a listen queue.
+//! Work that the kernel does for the server: it probes silent clients, and keeps a listen queue.
 
 mod common;
 
@@ -13,15 +13,15 @@ use socket2::{SockFilter, SockRef};
 /// `USER_HZ`: the units of `/proc/net/tcp` a second, on every Linux that Rust supports.
 const USER_HZ: u64 = 100;
 
-/// Makes a client vanish: a socket filter drops every packet that comes for it. So its kernel acknowledges nothing, answers no
-/// probe, and sends no reset.
+/// Makes a client vanish: a socket filter drops every packet that comes for it. So its kernel acknowledges nothing,
+/// answers no probe, and sends no reset.
 fn vanish(client: &TcpStream) {
     /// `BPF_RET | BPF_K`: return a constant, the number of bytes to keep.
     const RETURN: u16 = 0x06;
     SockRef::from(client).attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)]).expect("a socket option");
 }
 
-/// A server on listeners of these backlogs that were passed on to it, as a service manager does.
+/// Starts a server as a service manager does: on two listeners with these backlogs, which are passed on to it.
 fn activated(backlog: i32, variables: &[(&str, &str)]) -> Millpond {
     let listener = || {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -72,7 +72,7 @@ fn a_vanished_client_is_closed_and_counted_unless_keepalive_is_off() {
     // One second of silence, and five probes a second apart.
     assert!(start.elapsed() > Duration::from_secs(5), "closed after {:?}", start.elapsed());
     assert_eq!(trusting.scrape().closed("error"), 0.0);
-    assert_eq!(trusting.scrape().connections("idle"), 2.0, "it does not know");
+    assert_eq!(trusting.scrape().connections("idle"), 2.0, "without probes the server does not notice");
     silent.iter_mut().for_each(|client| ping(client, b"still here"));
 }
 
@@ -112,7 +112,7 @@ fn a_client_that_vanishes_with_output_waiting_is_closed_by_the_write_timeout() {
 fn a_backlog_that_the_kernel_cuts_is_warned_of() {
     let limit = std::fs::read_to_string("/proc/sys/net/core/somaxconn").expect("Linux");
     let limit: u64 = limit.trim().parse().expect("a number");
-    // The most that can be asked for, and what the kernel keeps on any machine.
+    // The largest backlog that the flag allows, and one that the kernel keeps on any machine.
     for asked in [65_535, 5] {
         let server = Millpond::start(&["--backlog", &asked.to_string()]);
         let kept = asked.min(limit);

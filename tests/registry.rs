@@ -1,4 +1,4 @@
-//! What a registry holds of pools, servers and endpoints: all of their metrics or none, and none when they are gone.
+//! The metrics of pools, servers and endpoints in a registry: all of them or none, and none when their owner is gone.
 
 mod common;
 
@@ -159,13 +159,13 @@ fn a_worker_counts_until_its_job_has_ended_after_an_abort() {
     assert_eq!(pool.stats().busy, 0);
 }
 
-/// Many pools, each of which is read all the while it drains or aborts.
+/// Many pools. A thread reads each pool's numbers all the while the pool drains or aborts.
 #[test]
 fn the_laws_hold_at_every_moment_while_workers_leave() {
     for round in 0..100 {
         let pool = Pool::builder("leaving").workers(8).queue_capacity(50).build().expect("threads");
         for _ in 0..50 {
-            // For some microseconds, so that workers leave at different times.
+            // Each job lasts some microseconds, so that workers leave at different times.
             let _ = pool.try_execute(|| thread::sleep(Duration::from_micros(50)));
         }
         let over = AtomicBool::new(false);

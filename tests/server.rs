@@ -110,7 +110,7 @@ fn saturation_is_what_arithmetic_says() {
             })
         })
         .collect();
-    eventually("the queue is as deep as it gets", || {
+    eventually("the queue has its full depth", || {
         (server.scrape().pool("queue_depth") >= 30.0).then_some(())
     });
     thread::sleep(Duration::from_millis(500));
@@ -149,8 +149,9 @@ fn saturation_is_what_arithmetic_says() {
     let utilization = rise("busy_seconds_total") / 4.0;
     assert!(utilization <= longest * 1.001, "busy for {utilization} s of {longest} s");
     let (depth, busy) = (mean(&depths), mean(&busy));
-    // Little's law: the mean depth is the rate of jobs times their mean wait. Jobs that wait at one end of the time have
-    // a part of their wait on the other side of it, each at most as much as the oldest.
+    // Little's law: the mean depth is the rate of jobs times their mean wait. Jobs that wait at one end of the time
+    // have a part of their wait on the other side of it. For each job that part is at most as long as the oldest job's
+    // wait.
     let waited = |scrape: &Scrape| scrape.pool("queue_depth") * scrape.pool("queue_oldest_age_seconds");
     let least = (jobs * wait - waited(&first)) / longest;
     let most = (jobs * wait + waited(&last)) / shortest;
@@ -274,7 +275,7 @@ fn at_the_limit_newcomers_are_refused_when_asked_for() {
     assert_eq!(scrape.get("connections_accepted_total"), 3.0);
     inside.iter_mut().for_each(|stream| ping(stream, b"unharmed"));
     drop(inside);
-    eventually("gone", || (server.scrape().closed("client") == 3.0).then_some(()));
+    eventually("all are closed", || (server.scrape().closed("client") == 3.0).then_some(()));
     ping(&mut server.connect(), b"room again");
 }
 
@@ -291,7 +292,7 @@ fn overloaded(policy: &str) -> (Millpond, Vec<TcpStream>) {
         policy,
     ]);
     let mut inside: Vec<TcpStream> = (0..3).map(|_| server.connect()).collect();
-    eventually("all in", || (server.scrape().connections("idle") == 3.0).then_some(()));
+    eventually("all are accepted", || (server.scrape().connections("idle") == 3.0).then_some(()));
     for stream in &mut inside {
         stream.write_all(b"work").expect("sent");
     }
@@ -367,7 +368,7 @@ fn a_panic_closes_its_connection_and_spares_its_worker() {
     panics_are_survived(Fragile { may_block: true });
 }
 
-/// Keeps what is written to the log.
+/// Keeps the text that is written to the log.
 #[derive(Clone, Default)]
 struct Lines(Arc<Mutex<Vec<u8>>>);
 
@@ -401,7 +402,7 @@ fn a_panic_of_a_service_is_logged_with_its_peer() {
     });
 }
 
-/// On the reactor's thread as well.
+/// The panics happen on the reactor's thread as well.
 #[test]
 fn a_panic_of_a_service_that_never_blocks_is_survived() {
     panics_are_survived(Fragile { may_block: false });
@@ -609,7 +610,7 @@ fn a_client_that_waits_for_room_is_admitted_as_soon_as_there_is_room() {
     assert!(median(waits) < Duration::from_millis(500));
 }
 
-/// The middle one, which a few slow rounds on a busy machine do not change.
+/// The median, which a few slow rounds on a busy machine do not change.
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort_unstable();
     times[times.len() / 2]
@@ -665,8 +666,8 @@ impl Service for Doorman {
     }
 }
 
-/// A newcomer takes the place of the oldest silent connection. The server answers a client that has sent a message before
-/// it may close that client's connection.
+/// A new client takes the place of the oldest silent connection. The server answers a client that has sent a message
+/// before it may close that client's connection.
 #[test]
 fn evict_answers_a_message_before_it_closes_its_connection() {
     let (begun, latch) = (Latch::default(), Latch::default());
@@ -678,7 +679,8 @@ fn evict_answers_a_message_before_it_closes_its_connection() {
     silent.iter_mut().for_each(|client| ping(client, b"hello"));
     let mut fourth = connect(running.local_addr());
     begun.wait();
-    // The reactor sees the message and the newcomer only after it has admitted the fourth client. Then it has no room.
+    // The reactor sees the message and the new client only after it has admitted the fourth client. Then it has no
+    // room.
     silent[0].write_all(b"the oldest").expect("sent");
     let mut newcomer = connect(running.local_addr());
     latch.open();
@@ -691,7 +693,7 @@ fn evict_answers_a_message_before_it_closes_its_connection() {
     });
 }
 
-/// Says that it never blocks, and waits for the latch all the same.
+/// Claims that it never blocks, and still waits for the latch.
 struct Deceiver(Latch);
 
 impl Service for Deceiver {
@@ -723,12 +725,12 @@ fn a_reactor_that_is_held_up_is_not_well_and_one_that_has_ended_is_not_ill() {
     // One message holds the reactor, and the other the worker that the reactor wakes.
     let mut clients = [connect(held.local_addr()), connect(held.local_addr())];
     clients.iter_mut().for_each(|client| client.write_all(b"work").expect("sent"));
-    let since = eventually("it is not well", || handle.health().err());
+    let since = eventually("the server is not healthy", || handle.health().err());
     assert!(since > Duration::from_secs(5), "{since:?}");
     assert_eq!(ended_handle.health(), Ok(()), "a server that has ended has no heartbeat to miss");
     latch.open();
     clients.iter_mut().for_each(|client| client.read_exact(&mut [0; 4]).expect("served late"));
-    eventually("it is well again", || handle.health().ok());
+    eventually("the server is healthy again", || handle.health().ok());
 }
 
 #[test]
@@ -787,9 +789,9 @@ fn timeouts_longer_than_time_itself_are_none() {
 /// A client that reads 200 kB/s for five seconds, and then the rest, is served to its end. One that reads nothing after
 /// the five seconds is closed.
 ///
-/// The server sees only what the client's kernel acknowledges, and that comes in steps: the kernel acknowledges more when
-/// the whole piece at the head of its receive queue has been read. With a receive buffer of 16 KiB a step is at most
-/// 64 KiB, and takes a third of a second.
+/// The server sees only what the client's kernel acknowledges, and that comes in steps. The kernel acknowledges more
+/// when the whole piece at the head of its receive queue has been read. With a receive buffer of 16 KiB a step is at
+/// most 64 KiB, and takes a third of a second.
 #[test]
 fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
     const PIECE: usize = 20_000;
@@ -850,8 +852,8 @@ fn a_client_that_was_blocked_once_is_not_blocked_for_good() {
     let server = Millpond::start(&["--write-timeout", "2s"]);
     let received = |scrape: &Scrape| scrape.get("received_bytes_total");
     let owed = |scrape: &Scrape| received(scrape) - scrape.get("sent_bytes_total");
-    // Sends a message when the server has read the last one, until one is not answered whole. Returns how many bytes it
-    // sent.
+    // Sends a message each time the server has read the one before, until an answer is not whole. Returns the number of
+    // bytes sent.
     let blocked = || {
         let mut client = server.connect();
         SockRef::from(&client).set_recv_buffer_size(64 * 1024).expect("a socket option");
@@ -1007,19 +1009,19 @@ fn urgent_data_gives_no_client_a_worker_for_good() {
         (0..5).for_each(|_| ping(&mut other, b"hello"));
         let waited = start.elapsed();
         stop.store(true, Ordering::Relaxed);
-        // The other client is served while the talker talks, which it does for all of that time.
+        // The other client is served while the talker talks, and the talker talks for all of that time.
         assert!(waited < common::PATIENCE / 2, "five messages took {waited:?}");
     });
 }
 
-/// Panics at every second new connection.
+/// A service that panics at every second new connection.
 struct Touchy(AtomicUsize);
 
 impl Service for Touchy {
     type Session = ();
 
     fn open(&self, _peer: std::net::SocketAddr) {
-        assert!(self.0.fetch_add(1, Ordering::Relaxed).is_multiple_of(2), "at the door");
+        assert!(self.0.fetch_add(1, Ordering::Relaxed).is_multiple_of(2), "a new connection");
     }
 
     fn serve(&self, (): &mut (), _bytes: &mut Vec<u8>) -> Next {

@@ -1,4 +1,4 @@
-//! The server under a service manager, which keeps the listeners and hears of the server's state.
+//! The server under a service manager, which keeps the listeners and receives the server's state.
 
 mod common;
 
@@ -24,7 +24,7 @@ fn copy(listener: &TcpListener) -> TcpListener {
     listener.try_clone().expect("a copy")
 }
 
-/// The listeners of a service manager, which hold on to them from one server to the next.
+/// The listeners of a service manager, which keeps them open from one server to the next.
 struct Sockets {
     echo: TcpListener,
     metrics: TcpListener,
@@ -51,7 +51,7 @@ fn clients_that_come_during_a_restart_are_served_by_the_next_server() {
     served.write_all(b"hello").expect("it is sent");
     eventually("a worker has it", || (first.scrape().pool("workers_busy") == 1.0).then_some(()));
     first.signal(Signal::TERM);
-    // Until the door is closed, newcomers are still its own.
+    // Until the first server stops accepting, new connections are still its own.
     eventually("draining", || (first.scrape().get("phase{phase=\"draining\"}") == 1.0).then_some(()));
     let early: Vec<TcpStream> = (0..40).map(|_| first.connect()).collect();
     let mut answer = [0; 5];
@@ -63,7 +63,7 @@ fn clients_that_come_during_a_restart_are_served_by_the_next_server() {
     for mut client in waiting {
         ping(&mut client, b"waited");
     }
-    // Of those who came while the first one drained, each was its own to the end, or is the second one's.
+    // Each client that connected while the first server drained was served there to its end, or the second serves it.
     let mut ended = 0;
     for mut client in early {
         match client.write_all(b"x").and_then(|()| client.read_exact(&mut [0])) {
@@ -99,14 +99,15 @@ fn a_drain_leaves_a_shared_listener_as_it_was() {
         let report = running.wait().expect("it drained");
         assert_eq!((report.accepted, report.cut), (1, 0), "round {round}");
     }
-    // As many as ever stand in the backlog, and each is found there.
+    // The listen queue holds as many connections as before, and `accept` returns each of them.
     let clients: Vec<TcpStream> = (0..100).map(|_| connect(address)).collect();
     let met =
         (0..clients.len()).filter(|_| eventually("a client", || held.accept().ok()).1.ip().is_loopback());
     assert_eq!(met.count(), 100);
 }
 
-/// A drain whose deadline comes before the door has closed by itself does not take the next server's clients either.
+/// If the drain's deadline comes before the server has stopped accepting, it still takes none of the next server's
+/// clients.
 #[test]
 fn a_drain_without_time_takes_nobody_out_of_a_shared_backlog() {
     let held = listener();
@@ -183,7 +184,7 @@ fn names_decide_which_listener_is_whose() {
     assert_eq!(server.drain(), Some(0));
 }
 
-/// Where a service manager hears of its services.
+/// The socket on which a service manager receives its services' messages.
 struct Ear {
     socket: UnixDatagram,
     path: PathBuf,
@@ -237,7 +238,7 @@ fn the_manager_hears_of_the_start_the_heartbeat_and_the_end() {
     server.signal(Signal::TERM);
     let stopping = "STOPPING=1\nEXTEND_TIMEOUT_USEC=26000000\nSTATUS=draining, 21s at most\n";
     assert_eq!(ear.hear_news(), stopping);
-    assert_eq!(ear.hear(), "WATCHDOG=1\n", "the lame duck lives");
+    assert_eq!(ear.hear(), "WATCHDOG=1\n", "the lame duck phase feeds the watchdog");
     let ended = ear.hear_news();
     assert_eq!(server.wait().code(), Some(0));
     assert!(ended.starts_with("STATUS=") && ended.contains(" 0 cut; drained in "), "{ended}");
@@ -259,7 +260,7 @@ fn a_manager_without_a_file_is_told_too() {
     assert_eq!(server.drain(), Some(0));
 }
 
-/// Its queue is full when the drain begins, and is read half a second later.
+/// The manager's queue is full when the drain begins, and the manager reads it half a second later.
 #[test]
 fn news_waits_for_a_manager_that_is_late() {
     let is_told = || {
@@ -267,7 +268,7 @@ fn news_waits_for_a_manager_that_is_late() {
         let server = Millpond::start_with(&[], |command| {
             command.env("NOTIFY_SOCKET", ear.path()).env("WATCHDOG_USEC", "200");
         });
-        eventually("it takes no more", || {
+        eventually("the manager's queue is full", || {
             server.log().contains("the service manager cannot be told").then_some(())
         });
         let start = Instant::now();
@@ -291,7 +292,7 @@ fn a_manager_that_does_not_read_holds_nothing_up() {
     let mut server = Millpond::start_with(&[], |command| {
         command.env("NOTIFY_SOCKET", ear.path()).env("WATCHDOG_USEC", "200");
     });
-    eventually("it takes no more", || {
+    eventually("the manager's queue is full", || {
         server.log().contains("the service manager cannot be told").then_some(())
     });
     ping(&mut server.connect(), b"hello");
@@ -307,7 +308,7 @@ fn a_watchdog_of_another_process_is_not_fed() {
     assert!(ear.hear().starts_with("READY=1\n"));
     ping(&mut server.connect(), b"hello");
     assert_eq!(server.drain(), Some(0));
-    assert!(ear.hear().starts_with("STOPPING=1\n"), "nothing was said between");
+    assert!(ear.hear().starts_with("STOPPING=1\n"), "no other message came between");
 }
 
 #[test]
@@ -315,7 +316,7 @@ fn a_manager_that_cannot_be_told_is_named_once_and_stops_nothing() {
     let mut server = Millpond::start_with(&[], |command| {
         command.env("NOTIFY_SOCKET", "/nowhere/at/all").env("WATCHDOG_USEC", "20000");
     });
-    // Time for twenty feedings, and the subject.
+    // The server feeds the watchdog every 10 ms, so it tries twenty times. Time is the subject here.
     std::thread::sleep(Duration::from_millis(200));
     ping(&mut server.connect(), b"hello");
     assert_eq!(server.drain(), Some(0));

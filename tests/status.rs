@@ -1,4 +1,4 @@
-//! `/status.json`: its shape, and that it is true; and the page that shows it.
+//! The shape of `/status.json`, the truth of its numbers, and the page that shows it.
 
 mod common;
 
@@ -33,7 +33,7 @@ fn rows<'a>(status: &'a Value, state: &str) -> Vec<&'a Value> {
     rows.iter().filter(|row| row["state"] == state).collect()
 }
 
-/// What does not add up in one answer.
+/// Describes the numbers of one answer if they do not add up.
 fn broken_law(status: &Value) -> Option<String> {
     let open: f64 = ["idle", "queued", "active", "closing"]
         .map(|state| number(status, &format!("/connections/{state}")))
@@ -56,7 +56,7 @@ fn broken_law(status: &Value) -> Option<String> {
         .then(|| format!("accepted {accepted:?}, submitted {submitted:?}, or bytes or times, in {status}"))
 }
 
-/// Every path of a document, with the kind of what stands there.
+/// Writes every path of a document, with the kind of its value.
 fn shape(value: &Value, path: &str, lines: &mut String) {
     match value {
         Value::Object(fields) => {
@@ -64,7 +64,7 @@ fn shape(value: &Value, path: &str, lines: &mut String) {
                 shape(value, &format!("{path}/{name}"), lines);
             }
         }
-        // All of a list's elements are of one shape; a worker's has two, and they are set in that order.
+        // The elements of any other list have one shape. A worker's row has two, and the test makes their order fixed.
         Value::Array(list) if path == "/workers" => {
             for row in list {
                 shape(row, &format!("{path}/{}", row["state"].as_str().expect("a state")), lines);
@@ -84,7 +84,7 @@ fn its_shape_is_the_documented_one() {
     let server = Millpond::start(&["--workers", "2", "--work", "1h"]);
     let mut client = server.connect();
     client.write_all(b"stuck").expect("sent");
-    let status = eventually("one serves, one is idle", || {
+    let status = eventually("one worker serves, one is idle", || {
         let status = status(&server);
         (rows(&status, "busy").len() == 1 && rows(&status, "busy")[0].get("peer").is_some()).then_some(status)
     });
@@ -98,13 +98,13 @@ fn its_shape_is_the_documented_one() {
         std::fs::write(golden, &found).expect("the golden file can be written");
     }
     assert_eq!(found, std::fs::read_to_string(golden).expect("the golden file"));
-    // All but reasons, kinds and outcomes, which are those of the metrics.
+    // Every name but reasons, kinds and outcomes, which are the same as in the metrics.
     let readme = include_str!("../README.md");
     let paths =
         found.lines().filter_map(|line| line.split(' ').next()).filter(|path| !path.contains("_total/"));
     for name in paths.flat_map(|path| path.split('/')).filter(|name| name.parse::<u32>().is_err()) {
         let told = name.is_empty() || readme.contains(&format!("`{name}`"));
-        assert!(told, "the README does not tell of {name}");
+        assert!(told, "the README does not mention {name}");
     }
 }
 
@@ -113,7 +113,7 @@ fn a_busy_worker_says_whom_it_serves() {
     let server = Millpond::start(&["--workers", "2", "--work", "1h", "--max-connections", "9"]);
     let mut clients: Vec<TcpStream> = (0..5).map(|_| server.connect()).collect();
     clients.iter_mut().for_each(|client| client.write_all(b"stuck").expect("sent"));
-    let first = eventually("two are served", || {
+    let first = eventually("two clients are served", || {
         let status = status(&server);
         let served = rows(&status, "busy").iter().filter(|row| row["turn_bytes"] == 5).count();
         let pool = (number(&status, "/pool/busy"), number(&status, "/pool/queue_depth"));
@@ -125,7 +125,7 @@ fn a_busy_worker_says_whom_it_serves() {
     let busy = rows(&first, "busy");
     for row in &busy {
         let peer: SocketAddr = row["peer"].as_str().expect("a peer").parse().expect("an address");
-        assert!(ours.contains(&peer), "{peer} is none of {ours:?}");
+        assert!(ours.contains(&peer), "{peer} is not one of {ours:?}");
         assert_eq!((number(row, "/jobs"), number(row, "/turn_bytes")), (1.0, 5.0));
     }
     assert_ne!(busy[0]["peer"], busy[1]["peer"]);
@@ -136,7 +136,7 @@ fn a_busy_worker_says_whom_it_serves() {
         connections[0] >= 1 && connections[1] <= 5 && connections[0] != connections[1],
         "{connections:?}"
     );
-    // The same job is told of in the same words, while time goes on.
+    // The second answer shows the same jobs by the same values, while time goes on.
     let second = status(&server);
     assert_eq!(rows(&second, "busy"), rows(&first, "busy"));
     assert!(number(&second, "/uptime_seconds") > number(&first, "/uptime_seconds"));
@@ -149,7 +149,7 @@ fn a_busy_worker_says_whom_it_serves() {
     assert_eq!(second["limits"]["overload"], "wait");
 }
 
-/// The reactor is one of the workers here, and has a row as they have.
+/// The reactor is one of the workers here, and has a row like the others.
 #[test]
 fn quiet_rows_add_up_to_the_scrape() {
     let server = Millpond::start(&["--workers", "3"]);
@@ -159,7 +159,7 @@ fn quiet_rows_add_up_to_the_scrape() {
     }
     drop(client);
     server.scrape_after("the client has left", |now| now.closed("client") == 1.0);
-    let status = eventually("all is quiet", || {
+    let status = eventually("all workers are idle", || {
         let status = status(&server);
         (number(&status, "/pool/busy") == 0.0 && rows(&status, "idle").len() == 3).then_some(status)
     });
@@ -227,7 +227,7 @@ fn each_phase_says_when_it_ends() {
     let mut server = Millpond::start(&flags);
     let mut client = server.connect();
     client.write_all(b"stuck").expect("sent");
-    let before = eventually("it is served", || {
+    let before = eventually("the client is served", || {
         let status = status(&server);
         (number(&status, "/pool/busy") == 1.0).then_some(status)
     });

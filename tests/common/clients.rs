@@ -13,7 +13,7 @@ use super::PATIENCE;
 /// A prime, so that no message size or buffer size is in step with the pattern.
 const BLOCK: usize = 65_521;
 
-/// What the clients are to do.
+/// The task of the clients.
 #[derive(Clone)]
 pub struct Load {
     pub address: SocketAddr,
@@ -41,11 +41,11 @@ impl Load {
         self.run_with(|_| {})
     }
 
-    /// Runs to the end, and tells `watch` now and then how many bytes the slowest client has back.
+    /// Runs to the end, and now and then passes to `watch` the number of bytes that the slowest client has back.
     pub fn run_with(self, mut watch: impl FnMut(usize)) -> Result<(), String> {
         let mut random = fastrand::Rng::with_seed(self.seed);
         let block: Vec<u8> = std::iter::repeat_with(|| random.u8(..)).take(BLOCK).collect();
-        // Twice, so that every piece of the endless repetition stands in it whole.
+        // The block has the pattern twice, so that every piece of the endless repetition is in it whole.
         let block = [block.as_slice(), block.as_slice()].concat();
         let mut poll = Poll::new().expect("a poller");
         let mut clients: Vec<Client> = (0..self.clients)

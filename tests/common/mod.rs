@@ -29,7 +29,7 @@ use scrape::Scrape;
 /// Long enough for anything on a loaded machine; reached only when something is broken.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Waits until `condition` gives something, and fails with `what` after [`PATIENCE`].
+/// Waits until `condition` returns a value, and fails with `what` after [`PATIENCE`].
 pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {
@@ -41,7 +41,7 @@ pub fn eventually<T>(what: &str, mut condition: impl FnMut() -> Option<T>) -> T 
     }
 }
 
-/// What the kernel says this process's threads of this name are doing: `S` is sleeping.
+/// The kernel's states of this process's threads of this name: `S` is sleeping.
 pub fn thread_states(name: &str) -> Vec<char> {
     let tasks = std::fs::read_dir("/proc/self/task").expect("this process");
     let stats = tasks.flatten().filter_map(|task| std::fs::read_to_string(task.path().join("stat")).ok());
@@ -64,12 +64,12 @@ pub struct Millpond {
 }
 
 impl Millpond {
-    /// Starts it with these flags, and waits until it says where it listens.
+    /// Starts millpond with these flags, and waits until it prints its addresses.
     pub fn start(flags: &[&str]) -> Self {
         Self::start_with(flags, |_| {})
     }
 
-    /// As [`start`](Millpond::start), with a say in how the process is made.
+    /// Like [`start`](Millpond::start), but the caller can change the command first.
     pub fn start_with(flags: &[&str], prepare: impl FnOnce(&mut Command)) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_millpond"));
         command.args(["--listen", "127.0.0.1:0", "--metrics", "127.0.0.1:0"]).args(flags);
@@ -77,7 +77,7 @@ impl Millpond {
         Self::spawn(&mut command)
     }
 
-    /// Starts a command that is millpond, or ends up as it.
+    /// Starts a command that is millpond, or that executes it in the same process.
     pub fn spawn(command: &mut Command) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped());
         let nowhere = SocketAddr::from(([0; 4], 0));
@@ -91,13 +91,14 @@ impl Millpond {
         let metrics = address("millpond: metrics on http://", "/metrics");
         let (Some(echo), Some(metrics)) = (echo, metrics) else {
             server.end();
-            panic!("it did not say where it listens");
+            panic!("millpond did not print its addresses");
         };
         (server.echo, server.metrics) = (echo, metrics);
         server
     }
 
-    /// Starts it as a service manager does: with a socket for the echo and one for the metrics, and these variables.
+    /// Starts millpond as a service manager does: with a socket for the echo and one for the metrics, and these
+    /// variables.
     pub fn activated(
         echo: impl Into<OwnedFd>,
         metrics: impl Into<OwnedFd>,
@@ -110,7 +111,7 @@ impl Millpond {
         };
         let (echo_address, metrics_address) = (address(&echo), address(&metrics));
         // The standard streams are the only descriptors that std passes on. A shell puts them where they belong, and
-        // what it executes keeps its process id.
+        // the program that it executes keeps its process id.
         let script = "exec 3<&0 4>&1 </dev/null >/dev/null; LISTEN_PID=$$ LISTEN_FDS=2 exec \"$0\" \"$@\"";
         let mut command = Command::new("sh");
         command.args(["-c", script, env!("CARGO_BIN_EXE_millpond")]).envs(variables.iter().copied());
@@ -193,7 +194,7 @@ impl Millpond {
         self.child.try_wait().expect("a child").is_some()
     }
 
-    /// What it has logged so far.
+    /// The program's log so far.
     pub fn log(&self) -> String {
         self.log.lock().expect("the log").clone()
     }
@@ -303,7 +304,7 @@ pub fn http(address: SocketAddr, request: impl AsRef<[u8]>) -> Response {
     try_http(address, request).expect("an HTTP answer")
 }
 
-/// As [`http`], where no answer may come.
+/// Like [`http`], but returns an error if no answer comes.
 pub fn try_http(address: SocketAddr, request: impl AsRef<[u8]>) -> std::io::Result<Response> {
     let mut stream = TcpStream::connect_timeout(&address, PATIENCE)?;
     stream.set_read_timeout(Some(PATIENCE))?;

@@ -1,4 +1,4 @@
-//! Services for `millpond load` to find right or wrong, and a run of it against them.
+//! Services that answer `millpond load` rightly or wrongly, and a run of it against them.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,11 +12,11 @@ use serde_json::Value;
 
 use super::eventually;
 
-/// What a peer has seen of its clients.
+/// A peer's record of its clients.
 #[derive(Default)]
 pub struct Seen {
     pub connections: AtomicU64,
-    /// Connections of which every byte and then the end was read.
+    /// The number of connections that the peer has read to their end.
     pub ended: AtomicU64,
     pub bytes: AtomicU64,
     pub addresses: Mutex<Vec<SocketAddr>>,
@@ -51,8 +51,8 @@ impl Peer {
         Peer { address, seen, over }
     }
 
-    /// Sends back what `answer` makes of each piece that is read. It gets the connection's number, the offset of the
-    /// piece, and the piece; nothing at the end of the stream.
+    /// Passes each piece that it reads to `answer`, and sends back the changed piece. `answer` gets the connection's
+    /// number, the offset of the piece, and the piece, which is empty at the end of the stream.
     pub fn answering(answer: impl Fn(u64, u64, &mut Vec<u8>) + Send + Sync + 'static) -> Self {
         Self::start(move |stream, number, seen| {
             echo(stream, seen, |offset, piece| answer(number, offset, piece));
@@ -67,12 +67,12 @@ impl Peer {
 impl Drop for Peer {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
-        // One more, so that it looks.
+        // One more connection, so that the thread sees the flag.
         let _ = TcpStream::connect(self.address);
     }
 }
 
-/// Sends back what `answer` makes of each piece, until the end of the stream or an error.
+/// Passes each piece to `answer` and sends back the changed piece, until the end of the stream or an error.
 pub fn echo(mut stream: TcpStream, seen: &Seen, mut answer: impl FnMut(u64, &mut Vec<u8>)) {
     let mut buffer = vec![0; 64 * 1024];
     let mut offset = 0;
@@ -92,7 +92,7 @@ pub fn echo(mut stream: TcpStream, seen: &Seen, mut answer: impl FnMut(u64, &mut
     }
 }
 
-/// How a run ended.
+/// The result of a run.
 pub struct Ran {
     pub code: Option<i32>,
     pub json: Value,
@@ -115,7 +115,7 @@ impl Ran {
         self.json["mismatches"].as_array().expect("a list")
     }
 
-    /// It failed, in this way only.
+    /// Asserts that the run failed, and in this way only.
     pub fn failed_by(&self, kind: &str) -> u64 {
         assert_eq!(self.code, Some(1), "{}", self.json);
         assert_eq!(self.failures(kind), self.number("errors"), "{}", self.json);
@@ -152,7 +152,7 @@ impl Run {
         self.0.as_mut().expect("it runs").try_wait().expect("a child").is_some()
     }
 
-    /// Waits for its end. It says nothing on standard error, as that is no terminal.
+    /// Waits for the end of the run. It prints nothing on standard error, because that is no terminal.
     pub fn wait(mut self) -> Ran {
         eventually("the load ends", || self.has_exited().then_some(()));
         let child = self.0.take().expect("it ran");

@@ -12,8 +12,8 @@ use millpond::{Running, Server, Service};
 /// Long enough for anything on a loaded machine; reached only when something is broken.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// So few that both sides write in parts. With the fewest the kernel allows it drops segments, and repeats them ever more
-/// slowly: a minute for 200 kB, whoever the server is.
+/// The size of a small buffer, with which both sides write in parts. With the smallest size that it allows, the kernel
+/// drops segments and repeats them ever more slowly. Then 200 kB take a minute with any server.
 const NARROW: usize = 16 * 1024;
 
 /// Bytes in one call, after a pause.
@@ -23,22 +23,22 @@ pub struct Piece {
     pub pause: Duration,
 }
 
-/// What one client does.
+/// The behaviour of one client.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// Tells its bytes from those of others.
+    /// Makes its bytes differ from those of others.
     pub salt: u64,
-    /// What it sends, and then it half-closes.
+    /// The pieces that it sends before it half-closes the connection.
     pub writes: Vec<Piece>,
-    /// How it reads, over and over.
+    /// The sizes and pauses of its reads, which it repeats over and over.
     pub reads: Vec<Piece>,
-    /// With buffers of [`NARROW`] bytes.
+    /// Whether the kernel's buffers have [`NARROW`] bytes.
     pub narrow: bool,
     /// Resets the connection when it has read so many bytes, if it ever does.
     pub reset_after: Option<usize>,
 }
 
-/// A server under such clients, and what they have had from it.
+/// A server for such clients, and the totals of their traffic.
 pub struct Echoes {
     running: Running,
     registry: Registry,
@@ -56,12 +56,12 @@ impl Echoes {
         Echoes { running, registry, clients: 0, bytes: 0, resets: 0 }
     }
 
-    /// Runs these clients beside each other. Each gets its own bytes back, all and in order, and what the server says of it
-    /// afterwards is exactly so.
+    /// Runs these clients at the same time. Each gets all of its own bytes back, in order. Afterwards the server's
+    /// metrics agree with that exactly.
     ///
     /// # Panics
     ///
-    /// When something does not hold.
+    /// If a client gets other bytes, or the metrics do not agree.
     pub fn check(&mut self, clients: &[Client]) {
         let address = self.running.local_addr();
         let resets: Vec<bool> = std::thread::scope(|scope| {
@@ -76,8 +76,8 @@ impl Echoes {
         self.is_balanced();
     }
 
-    /// When all are gone: every connection was accepted and closed, by its client; nothing waits or runs; every byte that
-    /// was read was sent, but for resets.
+    /// Checks the metrics when all clients are gone. The server accepted every connection, and its client closed it. No
+    /// job waits or runs. Except after resets, the server sent every byte that it read.
     fn is_balanced(&self) {
         let start = Instant::now();
         while self.sum("connections", "") > 0.0 || self.sum("pool_workers_busy", "") > 0.0 {
@@ -109,7 +109,7 @@ impl Echoes {
         of_it.map(|metric| metric.get_gauge().get_value() + metric.get_counter().get_value()).sum()
     }
 
-    /// Drains. Nobody is left to be cut, and the report says the same as the metrics did.
+    /// Drains. No connection is left to be cut, and the report says the same as the metrics did.
     pub fn finish(self) {
         self.running.handle().drain();
         let report = self.running.wait().expect("it drained");
@@ -168,7 +168,7 @@ impl Client {
         stream.shutdown(Shutdown::Write)
     }
 
-    /// Reads to the end, or to where it is to reset.
+    /// Reads to the end, or to the offset at which it must reset the connection. Returns whether it must.
     fn read(&self, mut stream: &TcpStream) -> bool {
         let mut buffer = vec![0; self.reads.iter().map(|piece| piece.bytes).max().unwrap_or(1).max(1)];
         let mut at = 0;
@@ -200,7 +200,8 @@ fn pause(pause: Duration) {
     }
 }
 
-/// The byte at this offset of a stream: of 8-byte words that are all different, so that nothing can move unseen.
+/// The byte at this offset of a stream. The stream's 8-byte words are all different, so a byte in the wrong place
+/// shows.
 fn byte(salt: u64, at: usize) -> u8 {
     let word =
         (at as u64 / 8 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ salt.wrapping_mul(0xD6E8_FEB8_6659_FD93);

@@ -7,7 +7,7 @@ use millpond::{Pool, Stats};
 
 use super::eventually;
 
-/// Holds whoever waits at it until it is opened.
+/// Holds each thread that waits at it until it is opened.
 #[derive(Clone, Default)]
 pub struct Latch(Arc<(Mutex<bool>, Condvar)>);
 
@@ -48,12 +48,12 @@ impl Drop for Bomb {
     }
 }
 
-/// Waits until all threads whose name begins so, and this many, sleep.
+/// Waits until there are this many threads whose name begins so, and all of them sleep.
 pub fn all_asleep(name: &str, threads: usize) {
     eventually("they sleep", || (super::thread_states(name) == vec!['S'; threads]).then_some(()));
 }
 
-/// What of the laws these numbers break.
+/// Describes these numbers if they break a law.
 pub fn broken_law(stats: &Stats) -> Option<String> {
     let ended = stats.completed + stats.panicked + stats.cancelled + stats.expired + stats.aborted;
     let holds = stats.submitted == ended + stats.queue_depth + stats.busy as u64
@@ -62,7 +62,7 @@ pub fn broken_law(stats: &Stats) -> Option<String> {
     (!holds).then(|| format!("{stats:?}"))
 }
 
-/// How long `step` took.
+/// Runs `step`. Returns its result and the time it took.
 pub fn timed<T>(step: impl FnOnce() -> T) -> (T, Duration) {
     let start = Instant::now();
     (step(), start.elapsed())

@@ -1,6 +1,6 @@
-//! A TCP proxy that harms what passes through it, as a plan for each connection says.
+//! A TCP proxy that harms the data that passes through it, by a plan for each connection.
 //!
-//! Plans and the sizes of pieces come from a seed alone, whatever the timing: connection number n of a proxy with
+//! Plans and the sizes of pieces come from a seed alone, and not from the timing. Connection number n of a proxy with
 //! the same seed gets the same plan and the same pieces. A test that fails prints its seed, and
 //! `MILLPOND_FAULT_SEED=<seed>` in the environment runs it with that one.
 
@@ -19,8 +19,8 @@ use socket2::{Domain, SockRef, Socket, Type};
 const LISTENER: Token = Token(usize::MAX);
 const STOP: Token = Token(usize::MAX - 1);
 
-/// What the kernel keeps for each of the proxy's sockets to read: little, so that whoever sends soon has to wait,
-/// and does so in the middle of its data.
+/// The size of the kernel's receive buffer for each of the proxy's sockets. It is small, so a sender soon has to wait
+/// in the middle of its data.
 const KERNEL_BUFFER: usize = 4096;
 
 /// The seed of one test. It is printed when the test fails.
@@ -35,9 +35,9 @@ impl Seed {
         })
     }
 
-    /// Random numbers for one use of it: the same for the same use, and others for another.
+    /// Random numbers for one use of the seed: the same for the same use, and others for another.
     pub fn for_use(&self, number: u64) -> fastrand::Rng {
-        // Far apart, so that neighbours have nothing in common.
+        // The seeds are far apart, so that neighbouring uses have nothing in common.
         fastrand::Rng::with_seed(self.0 ^ number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15))
     }
 }
@@ -50,14 +50,14 @@ impl Drop for Seed {
     }
 }
 
-/// What happens to one connection.
+/// The plan for one connection.
 #[derive(Clone, Debug)]
 pub struct Plan {
     pub to_server: Way,
     pub to_client: Way,
 }
 
-/// What happens to what goes one way.
+/// The plan for the data in one direction.
 #[derive(Clone, Debug)]
 pub struct Way {
     /// The sizes of the pieces that it is cut into: every order of magnitude in the range is as likely.
@@ -73,13 +73,13 @@ impl Way {
 }
 
 impl Plan {
-    /// Both ways alike.
+    /// The same plan for both directions.
     pub fn cut_into(pieces: RangeInclusive<usize>) -> Self {
         Plan { to_server: Way::cut_into(pieces.clone()), to_client: Way::cut_into(pieces) }
     }
 }
 
-/// What a proxy has done.
+/// The counts of a proxy's work.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Done {
     pub connections: usize,
@@ -107,7 +107,7 @@ impl Proxy {
         plan: impl Fn(usize, &mut fastrand::Rng) -> Plan + Send + 'static,
     ) -> Self {
         let listener = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), None).expect("a socket");
-        // Inherited by what it accepts; it must be known before a connection is made.
+        // Accepted sockets inherit the size, and the kernel must know it before a connection is made.
         listener.set_recv_buffer_size(KERNEL_BUFFER).expect("a socket option");
         listener.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
         listener.listen(4096).expect("it listens");
@@ -124,7 +124,7 @@ impl Proxy {
     }
 
     pub fn done(&self) -> Done {
-        *self.done.lock().expect("what was done")
+        *self.done.lock().expect("the proxy's counts")
     }
 }
 
@@ -153,11 +153,11 @@ struct Link {
     up: Passage,
     down: Passage,
     random: fastrand::Rng,
-    /// Something may be possible that no event will tell.
+    /// A step may be possible that no event will report.
     lively: bool,
 }
 
-/// One way of a link, and how far it is.
+/// One direction of a link, and its progress.
 struct Passage {
     way: Way,
     passed: usize,
@@ -167,15 +167,15 @@ struct Passage {
     over: bool,
 }
 
-/// What came of a step.
+/// The result of a step.
 enum Step {
     /// A piece has passed.
     Passed,
-    /// Nothing is possible now.
+    /// No step is possible now.
     Blocked,
-    /// The way is over.
+    /// This direction has ended.
     Over,
-    /// Both sides are to be reset.
+    /// Both sides must be reset.
     Reset,
 }
 
@@ -217,7 +217,7 @@ impl Works {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => panic!("the proxy cannot accept: {error}"),
             };
-            let number = self.done.lock().expect("what was done").connections;
+            let number = self.done.lock().expect("the proxy's counts").connections;
             let mut random = seed.for_use(number as u64);
             let Plan { to_server, to_client } = plan(number, &mut random);
             let socket = Socket::new(Domain::for_address(self.server), Type::STREAM, None).expect("a socket");
@@ -234,11 +234,11 @@ impl Works {
             }
             let (up, down) = (Passage::of(to_server), Passage::of(to_client));
             place.insert(Link { client, server, up, down, random, lively: true });
-            self.done.lock().expect("what was done").connections += 1;
+            self.done.lock().expect("the proxy's counts").connections += 1;
         }
     }
 
-    /// Takes one step of each way of a link.
+    /// Takes one step of each direction of a link.
     fn advance(&mut self, place: usize) {
         let link = &mut self.links[place];
         let up = link.up.step(&mut link.client, &mut link.server, &mut link.random);
@@ -247,7 +247,7 @@ impl Works {
             _ => link.down.step(&mut link.server, &mut link.client, &mut link.random),
         };
         link.lively = [&up, &down].iter().any(|step| !matches!(step, Step::Blocked | Step::Over));
-        let mut done = self.done.lock().expect("what was done");
+        let mut done = self.done.lock().expect("the proxy's counts");
         if let Step::Passed = up {
             done.bytes_to_server += link.up.piece.len();
             done.pieces_to_server += 1;
@@ -268,7 +268,7 @@ impl Works {
 }
 
 impl Link {
-    /// Closes both sides so that the kernel sends resets, whatever is still on its way.
+    /// Closes both sides so that the kernel sends resets, even if data is still on its way.
     fn reset(self) {
         for stream in [&self.client, &self.server] {
             SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("a socket option");
@@ -281,7 +281,7 @@ impl Passage {
         Passage { way, passed: 0, piece: Vec::new(), sent: 0, over: false }
     }
 
-    /// Passes one piece on, or what is left of it.
+    /// Passes one piece on, or the rest of it.
     fn step(&mut self, from: &mut TcpStream, to: &mut TcpStream, random: &mut fastrand::Rng) -> Step {
         if self.over {
             return Step::Over;
@@ -308,7 +308,7 @@ impl Passage {
                     self.passed += received;
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Step::Blocked,
-                // One side is gone; so is the other.
+                // If one side is gone, so is the other.
                 Err(_) => return Step::Reset,
             }
         }

@@ -1,4 +1,4 @@
-//! The report of a drain: the last line of the program's log, or what the library gives back.
+//! The report of a drain: the last line of the program's log, or the library's return value.
 
 use super::Millpond;
 
@@ -30,7 +30,7 @@ impl From<millpond::Report> for Report {
     }
 }
 
-/// What a server that has ended says in its log.
+/// The report in the log of a server that has ended.
 pub fn report(server: &Millpond) -> Report {
     let log = server.log();
     let line = log.lines().last().expect("a log");

@@ -23,10 +23,11 @@ impl Scrape {
         scrape
     }
 
-    /// Waits until a scrape meets `condition` and then until no job of the echo pool waits or runs, and scrapes once more.
+    /// Waits until a scrape meets `condition` and then until no job of the echo pool waits or runs, and scrapes once
+    /// more.
     ///
     /// A scrape reads its counters one after another. So the scrape that meets the condition may show other counters as
-    /// they were a moment before, and the job that met it may not have ended.
+    /// they were a moment before. Also the job that met the condition may not have ended.
     pub fn after(address: SocketAddr, what: &str, condition: impl Fn(&Scrape) -> bool) -> Self {
         eventually(what, || condition(&Scrape::of(address)).then_some(()));
         eventually("no job waits or runs", || Scrape::of(address).is_quiet().then_some(()));
@@ -77,7 +78,7 @@ impl Scrape {
         self.0.keys().map(String::as_str)
     }
 
-    /// What is wrong with the numbers, if anything: the laws that hold in every scrape.
+    /// Checks the laws that hold in every scrape. Names the laws that are broken, if any.
     pub fn broken_law(&self) -> Option<String> {
         let mut wrong = Vec::new();
         let mut check = |law: &str, holds: bool| {
@@ -130,20 +131,20 @@ impl Scrape {
     }
 }
 
-/// Scrapes all the while, checks every scrape, and notes the slowest answer.
+/// Scrapes all the while, checks every scrape, and notes the time of the slowest answer.
 pub struct Guard {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Watched>>,
 }
 
-/// What a guard saw.
+/// The observations of a guard.
 pub struct Watched {
     pub scrapes: usize,
     pub slowest: Duration,
 }
 
 impl Guard {
-    /// Starts to watch. Scrapes that find nobody are passed over: the server may be gone before the guard is.
+    /// Starts to watch. If a scrape gets no answer, the guard ends without a failure, because the server may end first.
     pub fn over(address: SocketAddr) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let seen = Arc::clone(&stop);

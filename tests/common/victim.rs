@@ -1,18 +1,18 @@
-//! A server that something is done to, and what has to be as before when it is over.
+//! A server that suffers a fault or an attack, and the checks that it is as before afterwards.
 
 use std::time::{Duration, Instant};
 
 use super::scrape::Scrape;
 use super::{Millpond, eventually, ping};
 
-/// What an unharmed server needs for a scrape, on a machine that is busy with other tests.
+/// The longest time that an unharmed server needs for a scrape, on a machine that is busy with other tests.
 pub const PROMPT: Duration = Duration::from_secs(1);
 
-/// How much more memory it may have when all is over: what the allocator keeps for next time, the read buffers
-/// among it. No test here leaves more than one.
+/// The most memory that a server may have gained afterwards, in MiB. The allocator keeps memory for reuse, such as that
+/// of the read buffers. No test here leaves more than one MiB.
 const KEPT_MIB: u64 = 4;
 
-/// A server before anything is done to it.
+/// A server, and its state before the fault.
 pub struct Victim {
     pub server: Millpond,
     pub threads: u64,
@@ -25,7 +25,7 @@ impl Victim {
         Self::of(Millpond::start(flags))
     }
 
-    /// Takes note of what the server has now.
+    /// Records the server's threads, descriptors and memory.
     pub fn of(server: Millpond) -> Self {
         server.scrape();
         let (threads, files) = settled(&server);
@@ -33,7 +33,7 @@ impl Victim {
         Victim { server, threads, files, resident_mib }
     }
 
-    /// A scrape that comes in time, while it goes on. Returns how long it took.
+    /// Asserts that the server answers a scrape in time during the fault. Returns the time that the scrape took.
     pub fn scrape_in_time(&self) -> Duration {
         let start = Instant::now();
         assert_eq!(self.server.get("/metrics").code, 200);
@@ -42,12 +42,12 @@ impl Victim {
         took
     }
 
-    /// It is over: every connection is gone and accounted for, no thread, descriptor or memory is left over,
-    /// others are served, and the drain is clean. Returns the last scrape before that.
+    /// Asserts that after the fault every connection is gone and counted, and no thread, descriptor or memory is left
+    /// over. Others are served, and the drain is clean. Returns the last scrape before the drain.
     pub fn unharmed(mut self) -> Scrape {
         let is_over = |scrape: &Scrape| scrape.sum("connections", "state=") == 0.0;
         let scrape = self.server.scrape_after("every connection is gone", is_over);
-        // What was asked before has been answered now.
+        // The server has answered all earlier requests now.
         self.scrape_in_time();
         // Fewer are fine: a scrape's connection may have been open still when they were counted at the start.
         eventually("no thread or descriptor is left over", || {
