@@ -261,7 +261,10 @@ fn slow_reader_case(random: &mut fastrand::Rng) -> bool {
     let outcome = reader.read_until(usize::MAX);
     let received = reader.received;
     drop(client);
-    if (size..=size + 1).contains(&received) && matches!(outcome, Some(Ok(()))) {
+    // On a busy machine, a client may be silent for the idle timeout before it has sent all.
+    let read = subject.scrape().get("received_bytes_total");
+    let owed = if way == 0 && read > 0.0 { size as f64 } else { read };
+    if received as f64 == owed && matches!(outcome, Some(Ok(()))) {
         return true;
     }
     eventually(&format!("counted: {story}: {received} bytes, {outcome:?}"), || {
@@ -279,7 +282,7 @@ impl Drop for Lingering {
     }
 }
 
-/// Echoes, with sessions that wait in their destructors.
+/// Echoes, with sessions that wait in their destructors. The service itself never blocks.
 struct SlowToDrop(Latch);
 
 impl Service for SlowToDrop {
@@ -292,6 +295,29 @@ impl Service for SlowToDrop {
     fn serve(&self, _session: &mut Lingering, _bytes: &mut Vec<u8>) -> Next {
         Next::KeepOpen
     }
+
+    fn may_block(&self) -> bool {
+        false
+    }
+}
+
+/// The reactor serves such a service, and closes its connections, as one of the workers.
+#[test]
+fn a_destructor_that_blocks_after_the_clients_end_holds_up_no_other_client() {
+    let latch = Latch::default();
+    let subject = Subject::start(SlowToDrop(latch.clone()), |server| server);
+    let mut clients: Vec<TcpStream> = (0..20).map(|_| subject.connect()).collect();
+    clients.iter_mut().for_each(|client| ping(client, b"hello"));
+    let mut other = subject.connect();
+    for client in clients {
+        drop(client);
+        ping(&mut other, b"still served");
+    }
+    eventually("all are closed", || (subject.scrape().closed("client") == 20.0).then_some(()));
+    assert_eq!(subject.running.handle().health(), Ok(()));
+    latch.open();
+    drop(other);
+    assert!(subject.end().is_clean());
 }
 
 #[test]

@@ -76,6 +76,20 @@ fn a_vanished_client_is_closed_and_counted_unless_keepalive_is_off() {
     silent.iter_mut().for_each(|client| ping(client, b"still here"));
 }
 
+/// It had taken all output, and only the end of the stream never reaches it.
+#[test]
+fn an_idle_client_that_has_vanished_does_not_hold_up_a_drain() {
+    let mut server = Millpond::start(&[]);
+    let mut client = server.connect();
+    ping(&mut client, b"hello");
+    eventually("it is idle", || (server.scrape().connections("idle") == 1.0).then_some(()));
+    vanish(&client);
+    let start = Instant::now();
+    assert_eq!(server.drain(), Some(0), "{}", server.log());
+    assert!(start.elapsed() < Duration::from_secs(20), "until the deadline: {:?}", start.elapsed());
+    assert!(server.log().contains("1 closed idle, 0 failed, 0 cut"), "{}", server.log());
+}
+
 #[test]
 fn the_keepalive_timer_runs_on_every_connection_unless_set_otherwise() {
     let (own, adopted) = (Millpond::start(&[]), activated(128, &[]));

@@ -7,7 +7,8 @@
 //!   failed. That holds for idle timeouts, for the end of a drain's idle connections, for a service's close, for the
 //!   client's end of stream, and for the lifetime of a request. Exceptions are counted as `aborted`: the
 //!   drain's deadline, and an eviction.
-//! - **A client with output to take is not idle.** Its clock for the idle timeout starts when it has taken all.
+//! - **A client with output to take is not idle.** If it still has some when its idle timeout ends, the timeout starts anew
+//!   when it has taken all.
 //! - A half-closed connection is read and discarded until the client ends its side, so that no reset destroys what the
 //!   client has not read. After the client has taken all, that lasts [`LINGER`] at most.
 //! - Bytes that arrive after an idle connection was half-closed are counted as late.
@@ -15,8 +16,8 @@
 //! # How the write timeout is measured
 //!
 //! The kernel counts the bytes that the client's kernel has acknowledged (`kernel.rs`). While output waits, the count is
-//! compared four times in a write timeout. So a stalled client is closed between one write timeout and one and a quarter
-//! after its kernel acknowledged something for the last time.
+//! compared four times in a write timeout. The first comparison may come a write timeout after the output began to wait. So a
+//! stalled client is closed between one write timeout and two after its kernel acknowledged something for the last time.
 //!
 //! A client's kernel acknowledges in steps. With a full receive buffer it acknowledges more only when a whole piece of the
 //! buffer has been read. On Linux a piece is up to 17 pages' worth of merged packets: tens of kilobytes on Ethernet, and
@@ -74,6 +75,9 @@ const RETRY: Duration = Duration::from_millis(10);
 /// The wait for a half-closed connection.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Linger {
+    /// The client had taken all output before the half-close, so only the end of the stream is on its way. A client that has
+    /// vanished never acknowledges it, and loses nothing.
+    pub(super) is_delivered: bool,
     /// When to stop waiting for the client's end; `None` while output waits to be taken.
     until_ns: Option<u64>,
     /// The client has ended its side.
@@ -94,9 +98,10 @@ enum Discarded {
 }
 
 impl<S: Service> Reactor<S> {
-    /// Begins to wait for the client of a connection that was half-closed.
-    pub(super) fn begin_linger(&mut self, slot: usize, now_ns: u64) {
-        if self.slots[slot].linger.replace(Linger::default()).is_none() {
+    /// Begins to wait for the client of a connection that was half-closed. `is_delivered` as in [`Linger`].
+    pub(super) fn begin_linger(&mut self, slot: usize, is_delivered: bool, now_ns: u64) {
+        let linger = Linger { is_delivered, ..Linger::default() };
+        if self.slots[slot].linger.replace(linger).is_none() {
             self.core.ledger.closing.fetch_add(1, Ordering::Relaxed);
         }
         let connection = &self.slots[slot].connection;
@@ -119,7 +124,7 @@ impl<S: Service> Reactor<S> {
 
         let next_ns = if discarded == Discarded::Failed {
             Err(reason)
-        } else if delivery.pending {
+        } else if delivery.pending && !linger.is_delivered {
             if connection.has_taken_some(delivery) {
                 connection.watch_output(delivery, now_ns);
             }
@@ -294,7 +299,7 @@ impl<S: Service> Reactor<S> {
         held.ending = Some(reason);
         held.shut_down_write();
         drop(held);
-        self.begin_linger(slot, now_ns);
+        self.begin_linger(slot, true, now_ns);
     }
 }
 

@@ -24,7 +24,7 @@ use super::connection::Connection;
 use super::door::Knock;
 use super::gate::{Cut, Standing};
 use super::metrics::{Reason, Refusal, Totals};
-use super::reactor::{Reactor, Stage};
+use super::reactor::{Reactor, Slot, Stage};
 use super::report::Report;
 use super::service::Service;
 use super::{Note, kernel};
@@ -164,7 +164,7 @@ impl<S: Service> Reactor<S> {
         let refused = self.refuse_queue(now_ns);
         for slot in self.slots.iter().map(|(slot, _)| slot).collect::<Vec<_>>() {
             let connection = Arc::clone(&self.slots[slot].connection);
-            let reason = cut_short(&connection);
+            let reason = cut_short(&self.slots[slot]);
             match connection.gate.cut() {
                 Cut::Caller => self.close(slot, reason, now_ns),
                 Cut::Worker | Cut::Nobody => {}
@@ -235,10 +235,12 @@ impl<S: Service> Reactor<S> {
 
 /// The reason to count for a connection that is closed and no longer waited for. One that was half-closed and whose
 /// client has taken all output has lost nothing.
-pub(super) fn cut_short<Session>(connection: &Connection<Session>) -> Reason {
+pub(super) fn cut_short<Session>(slot: &Slot<Session>) -> Reason {
+    let connection = &slot.connection;
     if connection.gate.standing() != Standing::Closing {
         return Reason::Aborted;
     }
     let held = connection.hold();
-    if held.delivery().pending { Reason::Aborted } else { held.ending.unwrap_or(Reason::Aborted) }
+    let is_delivered = slot.linger.is_some_and(|linger| linger.is_delivered) || !held.delivery().pending;
+    if is_delivered { held.ending.unwrap_or(Reason::Aborted) } else { Reason::Aborted }
 }

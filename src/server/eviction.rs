@@ -67,6 +67,11 @@ impl Candidate {
         matches!(self.output, Output::Waiting { .. })
     }
 
+    /// Whether its client takes the output that waits.
+    pub(super) fn is_taking(&self, now_ns: u64) -> bool {
+        self.rank(now_ns) == Rank::Taking
+    }
+
     fn rank(&self, now_ns: u64) -> Rank {
         match self.output {
             Output::Delivered => Rank::Done,

@@ -81,6 +81,11 @@ pub(super) struct Slot<Session> {
 }
 
 impl<Session> Slot<Session> {
+    /// Whether a worker or the queue has it.
+    fn is_busy(&self) -> bool {
+        self.connection.gate.standing() == Standing::Busy
+    }
+
     /// What decides whether it is evicted. `None` if a worker, the queue or a note on its way holds it.
     fn candidate(&mut self, slot: usize, now_ns: u64) -> Option<Candidate> {
         let connection = &self.connection;
@@ -137,7 +142,7 @@ impl<S: Service> Reactor<S> {
         // The pool has one thread fewer than workers, and this thread has the last worker's number.
         let number = settings.workers - 1;
         let attendant = Attendant::new(Arc::clone(&core), Arc::clone(&service), number);
-        let helper = pool.helper(attendant.in_passing());
+        let helper = pool.helper(attendant.on_reactor(reaper.sender()));
         Ok(Reactor {
             core,
             service,
@@ -225,7 +230,9 @@ impl<S: Service> Reactor<S> {
         while let Ok(note) = self.inbox.try_recv() {
             match note {
                 Note::Closed(slot, serial) if self.holds(slot, serial) => self.free(slot),
-                Note::Linger(slot, serial) if self.holds(slot, serial) => self.begin_linger(slot, now_ns),
+                Note::Linger(slot, serial) if self.holds(slot, serial) => {
+                    self.begin_linger(slot, false, now_ns);
+                }
                 Note::Retry(slot, serial) if self.holds(slot, serial) => self.retry_later(slot, now_ns),
                 Note::Dropped => self.reaper.note_dropped(),
                 // The slot is free again, or another connection's.
@@ -291,6 +298,12 @@ impl<S: Service> Reactor<S> {
         self.slots.len() + self.reaper.pending() >= self.core.max_connections
     }
 
+    /// Whether sessions that are not dropped yet keep new connections out. There are never more of them than places.
+    fn awaits_sessions(&self) -> bool {
+        let (most, pending) = (self.core.max_connections, self.reaper.pending());
+        self.is_full() && (self.slots.len() < most || pending >= most)
+    }
+
     /// Accepts new connections, as many as a round may. Returns when to try again, unless an event will tell.
     fn let_in(&mut self, now_ns: u64) -> Option<u64> {
         let draining = matches!(self.stage, Stage::Draining(_));
@@ -310,6 +323,8 @@ impl<S: Service> Reactor<S> {
                 Overload::Reject if overloaded => Some(Refusal::Overload),
                 // An eviction would not shorten the queue, so with `Evict` new connections wait too.
                 _ if overloaded => return Some(later(now_ns, RECHECK)),
+                // An eviction would free no place: a session that is being dropped takes it.
+                Overload::Evict if self.awaits_sessions() => return Some(later(now_ns, EVICT_RECHECK)),
                 Overload::Evict if self.is_full() => {
                     spare = self.spare(now_ns);
                     if spare.is_none() {
@@ -414,6 +429,10 @@ impl<S: Service> Reactor<S> {
         for _ in 0..ACCEPT_BATCH {
             let candidates = self.slots.iter_mut().filter_map(|(slot, held)| held.candidate(slot, now_ns));
             let spare = eviction::choose(candidates, now_ns)?;
+            // A worker is about to let go of a connection that costs its client less.
+            if spare.is_taking(now_ns) && self.slots.iter().any(|(_, held)| held.is_busy()) {
+                return None;
+            }
             let connection = &self.slots[spare.slot].connection;
             // A parked connection stays parked until the reactor, this thread, claims or queues it.
             if spare.output != Output::None || !connection.hold().has_input() {
@@ -429,7 +448,7 @@ impl<S: Service> Reactor<S> {
     /// Closes the connection that [`spare`](Self::spare) has chosen.
     fn evict(&mut self, spare: Candidate, now_ns: u64) {
         let connection = Arc::clone(&self.slots[spare.slot].connection);
-        let mut reason = cut_short(&connection);
+        let mut reason = cut_short(&self.slots[spare.slot]);
         if spare.is_stuck() {
             // Otherwise the kernel would keep the output for minutes, for a client that may never read it.
             connection.hold().reset_at_close();

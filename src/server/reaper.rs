@@ -1,7 +1,7 @@
-//! Drops the sessions of connections that the reactor closes, on a thread that does nothing else.
+//! Drops the sessions of connections that are closed on the reactor's thread, on a thread that does nothing else.
 //!
 //! A session's destructor is the service's code: it may block, and it may panic. On the reactor's thread it would hold
-//! up every connection. Workers drop the sessions of the connections that they close themselves.
+//! up every connection. Worker threads drop the sessions of the connections that they close themselves.
 //!
 //! Guarantees:
 //!
@@ -23,7 +23,7 @@ use crate::pool::quietly;
 #[derive(Debug)]
 pub(super) struct Reaper<Session> {
     /// `None` if sessions need no destructor. The number of connections bounds the channel: see `pending`.
-    sessions: Option<Sender<Session>>,
+    sessions: Option<Sender<(Session, Note)>>,
     /// Sessions that were handed over and are not dropped yet, as far as the reactor has read the notes.
     pending: usize,
 }
@@ -38,11 +38,11 @@ impl<Session: Send + 'static> Reaper<Session> {
         if !std::mem::needs_drop::<Session>() {
             return Ok(Reaper { sessions: None, pending: 0 });
         }
-        let (sessions, dropped) = unbounded::<Session>();
+        let (sessions, dropped) = unbounded::<(Session, Note)>();
         thread::Builder::new().name(format!("mill-{name}-end")).spawn(move || {
-            for session in dropped {
+            for (session, note) in dropped {
                 quietly(|| drop(session));
-                core.notify(Note::Dropped);
+                core.notify(note);
             }
         })?;
         Ok(Reaper { sessions: Some(sessions), pending: 0 })
@@ -52,9 +52,14 @@ impl<Session: Send + 'static> Reaper<Session> {
     pub(super) fn take(&mut self, session: Session) {
         if let Some(sessions) = &self.sessions {
             // The thread ends only after the sender is gone.
-            let _ = sessions.send(session);
+            let _ = sessions.send((session, Note::Dropped));
             self.pending += 1;
         }
+    }
+
+    /// For the worker on the reactor's thread: takes a session, and the note to send when it is dropped.
+    pub(super) fn sender(&self) -> Option<Sender<(Session, Note)>> {
+        self.sessions.clone()
     }
 
     /// The thread has dropped one.

@@ -19,6 +19,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crossbeam_channel::Sender;
 use tracing::warn;
 
 use super::buffers;
@@ -48,13 +49,15 @@ impl<Session: Send + 'static> pool::Job for Arc<Connection<Session>> {
 }
 
 /// A worker of a server. It owns its cell, and a buffer while it is awake.
-pub(crate) struct Attendant<S> {
+pub(crate) struct Attendant<S: Service> {
     core: Arc<Core>,
     service: Arc<S>,
     number: usize,
     buffer: Option<Vec<u8>>,
     /// Bytes after which a turn ends although no other connection waits.
     budget: usize,
+    /// Where to drop sessions, on the reactor's thread. `None` on a worker's own thread, which drops them itself.
+    sessions: Option<Sender<(S::Session, Note)>>,
 }
 
 /// How serving a connection came to a stop.
@@ -139,12 +142,13 @@ struct Stopwatch {
 
 impl<S: Service> Attendant<S> {
     pub(crate) fn new(core: Arc<Core>, service: Arc<S>, number: usize) -> Self {
-        Attendant { core, service, number, buffer: None, budget: TURN_BUDGET }
+        Attendant { core, service, number, buffer: None, budget: TURN_BUDGET, sessions: None }
     }
 
     /// The same for the reactor's thread, which has other things to do: its turns end after one full buffer.
-    pub(crate) fn in_passing(self) -> Self {
-        Attendant { budget: buffers::READ_SIZE, ..self }
+    /// It waits for no destructor of a session, if `sessions` takes them.
+    pub(crate) fn on_reactor(self, sessions: Option<Sender<(S::Session, Note)>>) -> Self {
+        Attendant { budget: buffers::READ_SIZE, sessions, ..self }
     }
 
     fn cell(&self) -> &Cell {
@@ -171,7 +175,7 @@ impl<S: Service> Attendant<S> {
                     clock.since_ns = turn.now_ns();
                     if let Some(stop) = stuck(sent) {
                         if bytes > 0 {
-                            connection.watch_output(held.delivery(), clock.since_ns);
+                            connection.watch_output(held.delivery(), self.core.clock.now_ns());
                         }
                         return stop;
                     }
@@ -252,7 +256,7 @@ impl<S: Service> Attendant<S> {
                 Next::Close => held.ending = Some(Reason::Service),
             }
             if let Some(stop) = stuck(sent) {
-                connection.watch_output(held.delivery(), now_ns);
+                connection.watch_output(held.delivery(), self.core.clock.now_ns());
                 return stop;
             }
             if next == Next::Close {
@@ -281,9 +285,16 @@ impl<S: Service> Attendant<S> {
     /// Closes a connection that waits for nothing: its output was taken, or it has failed.
     fn close(&self, connection: &Job<S>, reason: Reason, now_ns: u64) {
         let session = self.core.close(connection, reason, self.cell(), now_ns);
-        // Before the note, so that the connection's place is taken until its session is dropped.
-        quietly(|| drop(session));
-        self.core.notify(Note::Closed(connection.slot, connection.serial));
+        // The note comes after the destructor, so that the connection's place is taken until then.
+        let note = Note::Closed(connection.slot, connection.serial);
+        match (session, &self.sessions) {
+            // The thread ends only after the senders are gone.
+            (Some(session), Some(sessions)) => drop(sessions.send((session, note))),
+            (session, _) => {
+                quietly(|| drop(session));
+                self.core.notify(note);
+            }
+        }
     }
 
     /// Half-closes a connection, and leaves the rest to the reactor. Closing a socket with unread input would reset
