@@ -15,14 +15,14 @@ use std::time::{Duration, Instant};
 
 use common::pools::{Latch, all_asleep, held as held_pool};
 use common::scrape::Scrape;
-use common::{Millpond, PATIENCE, connect, eventually, ping, thread_states};
+use common::{Millpond, PATIENCE, connect, connect_with, eventually, ping, thread_states};
 use millpond::{
     Echo, Exposition, JobError, JobHandle, Next, Overload, Phase, Pool, PoolError, Rejected, Running, Server,
     ServerBuilder, Service,
 };
 use prometheus::Registry;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 
 const MIB: usize = 1024 * 1024;
 
@@ -137,17 +137,6 @@ fn fill(server: SocketAddr, client: &mut TcpStream, length: usize) -> bool {
     }
     client.set_nonblocking(false).expect("a socket option");
     unread(server, client) == Some(length)
-}
-
-/// A client whose kernel holds no more than `receive_buffer` bytes for it.
-fn connect_with(receive_buffer: usize, address: SocketAddr) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    socket.set_recv_buffer_size(receive_buffer).expect("a socket option");
-    socket.connect(&address.into()).expect("it listens");
-    let stream = TcpStream::from(socket);
-    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
-    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
-    stream
 }
 
 /// The server closes a half-closed connection after some time, whether its client has read its output or not. A close

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use common::pools::Latch;
 use common::proxy::Seed;
 use common::scrape::Scrape;
-use common::{Millpond, connect, eventually, http, ping};
+use common::{Millpond, connect, connect_with, eventually, http, ping};
 use millpond::{Echo, Exposition, Next, Running, Server, ServerBuilder, Service};
-use socket2::{Domain, SockRef, Socket, Type};
+use socket2::SockRef;
 
 /// A server in this process, with its metrics.
 struct Subject {
@@ -48,17 +48,6 @@ impl Subject {
         self.exposition.stop();
         report
     }
-}
-
-/// A client with a receive buffer of this size, which is set before it connects so that the window is small too.
-fn small_client(address: SocketAddr, receive_buffer: usize) -> TcpStream {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
-    socket.set_recv_buffer_size(receive_buffer).expect("a socket option");
-    socket.connect(&address.into()).expect("it listens");
-    let client = TcpStream::from(socket);
-    client.set_read_timeout(Some(common::PATIENCE)).expect("a timeout");
-    client.set_write_timeout(Some(common::PATIENCE)).expect("a timeout");
-    client
 }
 
 /// A client that reads at a steady rate.
@@ -114,7 +103,7 @@ fn send_all_and_end(client: &TcpStream, size: usize) -> thread::JoinHandle<io::R
 fn a_client_with_output_to_take_is_not_idle() {
     const SIZE: usize = 1_500_000;
     let subject = Subject::start(Echo, |server| server.idle_timeout(Some(Duration::from_secs(1))));
-    let client = small_client(subject.running.local_addr(), 64 * 1024);
+    let client = connect_with(64 * 1024, subject.running.local_addr());
     let writing = send_all(&client, SIZE);
     // The client reads for five seconds. In the middle it sends again, and a closed connection would answer with a
     // reset.
@@ -151,7 +140,7 @@ impl Service for Lavish {
 fn a_service_that_closes_has_its_answer_delivered_although_the_client_still_sends() {
     const SIZE: usize = 2_000_000;
     let subject = Subject::start(Lavish(SIZE), |server| server.idle_timeout(Some(Duration::from_secs(1))));
-    let client = small_client(subject.running.local_addr(), 64 * 1024);
+    let client = connect_with(64 * 1024, subject.running.local_addr());
     (&client).write_all(b"go").expect("sent");
     // More than any buffer holds: the server discards it for as long as the client takes its answer.
     let mut writer = client.try_clone().expect("a clone");
@@ -178,7 +167,7 @@ fn a_service_that_closes_has_its_answer_delivered_although_the_client_still_send
 fn a_client_that_ends_its_side_first_still_gets_its_output() {
     const SIZE: usize = 1_500_000;
     let subject = Subject::start(Echo, |server| server.write_timeout(Duration::from_secs(1)));
-    let client = small_client(subject.running.local_addr(), 64 * 1024);
+    let client = connect_with(64 * 1024, subject.running.local_addr());
     let writing = send_all_and_end(&client, SIZE);
     let (received, outcome) = read_slowly(&client, 600_000);
     assert!(outcome.is_ok() && received == SIZE, "{received} bytes, then {outcome:?}");
@@ -189,7 +178,7 @@ fn a_client_that_ends_its_side_first_still_gets_its_output() {
 #[test]
 fn a_client_that_ends_its_side_and_reads_nothing_is_closed_by_the_write_timeout() {
     let subject = Subject::start(Echo, |server| server.write_timeout(Duration::from_secs(1)));
-    let client = small_client(subject.running.local_addr(), 4 * 1024);
+    let client = connect_with(4 * 1024, subject.running.local_addr());
     let writing = send_all_and_end(&client, 100_000);
     writing.join().expect("the writer").expect("the server's kernel has room for it");
     eventually("it is counted", || (subject.scrape().closed("write_timeout") == 1.0).then_some(()));
@@ -244,7 +233,7 @@ fn slow_reader_case(random: &mut fastrand::Rng) -> bool {
         // The client sends one more byte and is otherwise silent, or it ends its side.
         _ => Subject::start(Echo, |server| server.idle_timeout(Some(idle)).write_timeout(write)),
     };
-    let client = small_client(subject.running.local_addr(), receive_buffer);
+    let client = connect_with(receive_buffer, subject.running.local_addr());
     let _writing = match way {
         0 => send_all(&client, 1),
         1 => send_all(&client, size),
@@ -529,7 +518,7 @@ fn a_service_that_stops_halfway_is_not_called_while_its_client_does_not_read() {
     const ASKED: [u8; 20] = [250; 20];
     let calls = Arc::new(AtomicUsize::new(0));
     let subject = Subject::start(InParts { calls: Arc::clone(&calls) }, |server| server.workers(1));
-    let client = small_client(subject.running.local_addr(), 64 * 1024);
+    let client = connect_with(64 * 1024, subject.running.local_addr());
     (&client).write_all(&ASKED).expect("sent");
     // It stops when the kernel takes no more, long before 50 MB.
     eventually("the client is blocked", || {
@@ -559,7 +548,7 @@ fn ping_in_parts(client: &mut TcpStream) {
 fn a_drain_finishes_an_answer_in_parts() {
     let calls = Arc::new(AtomicUsize::new(0));
     let subject = Subject::start(InParts { calls: Arc::clone(&calls) }, |server| server.workers(1));
-    let client = small_client(subject.running.local_addr(), 64 * 1024);
+    let client = connect_with(64 * 1024, subject.running.local_addr());
     (&client).write_all(&[250; 4]).expect("sent");
     eventually("the service is called", || (calls.load(Ordering::SeqCst) > 0).then_some(()));
     subject.running.handle().drain();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use common::clients::Load;
 use common::pools::Latch;
 use common::scrape::{Guard, Scrape};
-use common::{Millpond, connect, eventually, ping, thread_states};
+use common::{Millpond, connect, connect_with, eventually, ping, thread_states};
 use millpond::{Echo, Exposition, Next, Overload, Running, Server, ServerBuilder, ServerError, Service};
 use prometheus::Registry;
 use socket2::SockRef;
@@ -801,8 +801,7 @@ fn a_client_that_reads_slowly_is_not_one_that_reads_nothing() {
     let round = || {
         let server = Millpond::start(&["--write-timeout", "2s"]);
         let sends = || {
-            let client = server.connect();
-            SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a socket option");
+            let client = connect_with(16 * 1024, server.echo);
             let (mut writer, sent) = (client.try_clone().expect("a clone"), message.clone());
             (client, thread::spawn(move || writer.write_all(&sent)))
         };

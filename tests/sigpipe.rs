@@ -36,14 +36,16 @@ impl Service for Held {
     }
 }
 
-/// Counts the connections that this process's network has with this local port, listeners aside.
+/// Counts the open connections that this process's network has with this local port.
 fn connections_of(port: u16) -> usize {
-    // "0: 0100007F:3A98 0100007F:D431 08 ...": the port is in hexadecimal, and 0A is the state of a listener.
+    // "0: 0100007F:3A98 0100007F:D431 08 ...": the port is in hexadecimal. 0A is the state of a listener, and 06 is
+    // TIME_WAIT, in which connections of other programs with the same port stay for a minute.
     let table = std::fs::read_to_string("/proc/self/net/tcp").expect("the kernel's table");
     let local = format!(":{port:04X}");
     let is_open = |line: &&str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
-        fields.get(1).is_some_and(|address| address.ends_with(&local)) && fields.get(3) != Some(&"0A")
+        fields.get(1).is_some_and(|address| address.ends_with(&local))
+            && !matches!(fields.get(3), Some(&"0A" | &"06"))
     };
     table.lines().filter(is_open).count()
 }

@@ -23,6 +23,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use socket2::{Domain, Socket, Type};
 
 use scrape::Scrape;
 
@@ -269,6 +270,18 @@ impl Drop for Millpond {
 
 pub fn connect(address: SocketAddr) -> TcpStream {
     let stream = TcpStream::connect_timeout(&address, PATIENCE).expect("a connection");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
+    stream
+}
+
+/// The same, with a receive buffer of this size. It is set before the connection is made, so that the window is never larger:
+/// to a window that has shrunk, Linux sends in the pace of its probes alone, which grow rare.
+pub fn connect_with(receive_buffer: usize, address: SocketAddr) -> TcpStream {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None).expect("a socket");
+    socket.set_recv_buffer_size(receive_buffer).expect("a socket option");
+    socket.connect(&address.into()).expect("it listens");
+    let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
     stream.set_write_timeout(Some(PATIENCE)).expect("a timeout");
     stream
