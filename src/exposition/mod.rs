@@ -3,8 +3,9 @@
 //! # What it guarantees
 //!
 //! - It answers on threads of its own, so it answers while everything else is saturated. The program stops it last.
-//! - **No request can harm it.** At most 16 connections are open. A client has 3 seconds to send its request. Then it
-//!   has to take some of the answer every 3 seconds. A head has at most 32 KiB, and the endpoint never reads a body. Answers are HTTP/1.0: one answer, then the end.
+//! - **Every request is bounded.** At most 16 connections are open. A client has 3 seconds to send its request. Then it
+//!   has to take some of the answer every 3 seconds. A head has at most 32 KiB, and the endpoint never reads a body.
+//!   Answers are HTTP/1.0: one answer, then the end.
 //! - **Attackers keep no scrape and no probe out.** At the limit a new connection takes the place of another. Which one
 //!   that is, the server's `eviction.rs` argues: clients that are silent, slow to ask or do not read go before a
 //!   scraper that reads slowly. A client whose request has arrived is answered before its connection can be closed.
