@@ -13,9 +13,8 @@ use common::clients::Load;
 use common::pools::Latch;
 use common::report::{Report, report};
 use common::scrape::{Guard, Scrape};
-use common::{Millpond, PATIENCE, eventually, ping};
+use common::{Millpond, PATIENCE, connect_with, eventually, ping};
 use rustix::process::Signal;
-use socket2::SockRef;
 
 const MIB: usize = 1024 * 1024;
 
@@ -360,8 +359,7 @@ fn an_ignored_sigint_is_caught_all_the_same() {
 /// Connects a client whose answers are in the kernel's buffers, and which reads none of them. Returns it with the
 /// answers.
 fn unread(server: &Millpond) -> (TcpStream, Vec<u8>) {
-    let mut client = server.connect();
-    SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a socket option");
+    let mut client = connect_with(16 * 1024, server.echo);
     let message: Vec<u8> = (0..150_000).map(|at| u8::try_from(at % 251).expect("small")).collect();
     client.write_all(&message).expect("it is sent");
     eventually("all is sent back, as far as the server sees", || {

@@ -854,8 +854,7 @@ fn a_client_that_was_blocked_once_is_not_blocked_for_good() {
     // Sends a message each time the server has read the one before, until an answer is not whole. Returns the number of
     // bytes sent.
     let blocked = || {
-        let mut client = server.connect();
-        SockRef::from(&client).set_recv_buffer_size(64 * 1024).expect("a socket option");
+        let mut client = connect_with(64 * 1024, server.echo);
         let (before, mut sent) = (received(&server.scrape()), 0);
         loop {
             client.write_all(&[7; MESSAGE]).expect("the server reads");

@@ -248,16 +248,19 @@ mod tests {
     use std::io::{Read, Write};
     use std::time::Instant;
 
+    use socket2::{Domain, Socket, Type};
+
     use super::*;
 
     /// A connection with small kernel buffers, and its client.
     fn tight() -> (Connection<()>, std::net::TcpStream) {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         SockRef::from(&listener).set_send_buffer_size(1).expect("a socket option");
-        let client =
-            std::net::TcpStream::connect(listener.local_addr().expect("an address")).expect("it listens");
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        socket.set_recv_buffer_size(16 * 1024).expect("a socket option");
+        socket.connect(&listener.local_addr().expect("an address").into()).expect("it listens");
+        let client = std::net::TcpStream::from(socket);
         client.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
-        SockRef::from(&client).set_recv_buffer_size(16 * 1024).expect("a socket option");
         let (stream, peer) = listener.accept().expect("a client");
         stream.set_nonblocking(true).expect("a socket option");
         (Connection::new((0, 1), TcpStream::from_std(stream), peer, (), 1), client)
