@@ -871,8 +871,15 @@ fn a_client_that_was_blocked_once_is_not_blocked_for_good() {
     let (part, rest) = answer.split_at_mut(200_000);
     client.read_exact(part).expect("it comes back");
     eventually("all of it is sent", || (owed(&server.scrape()) == 0.0).then_some(()));
-    let _another = blocked();
-    eventually("one is closed", || (server.scrape().closed("write_timeout") == 1.0).then_some(()));
+    let (mut another, _) = blocked();
+    eventually("one is closed", || {
+        let scrape = server.scrape();
+        if owed(&scrape) == 0.0 {
+            // On a busy machine, late acknowledgements may have let the kernel take the rest after all.
+            another.write_all(&[7; MESSAGE]).expect("the server reads");
+        }
+        (scrape.closed("write_timeout") == 1.0).then_some(())
+    });
     client.read_exact(rest).expect("it comes back");
     ping(&mut client, b"still here");
 }
