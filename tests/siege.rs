@@ -276,6 +276,11 @@ fn two_dozen_readers_that_never_read_delay_no_answer() {
 }
 
 #[test]
+fn two_hundred_readers_that_never_read_delay_no_answer() {
+    besiege(Siege { attackers: 200, pause: Duration::from_millis(50), segments: SMALL, paths: ALL }, ask);
+}
+
+#[test]
 fn two_hundred_readers_with_segments_of_any_size_delay_no_answer() {
     besiege(Siege { attackers: 200, pause: Duration::from_millis(50), segments: ANY, paths: ALL }, ask);
 }
