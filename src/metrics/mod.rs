@@ -3,8 +3,9 @@
 //! - [`Counter`] and [`Histogram`] are cells with **one writer each**. A worker owns its cells, so counting costs a
 //!   load and a store on a cache line that no other thread writes. A scrape reads all cells and adds them up. A
 //!   number is complete the moment it is counted: nothing is flushed later, and nothing is lost with a thread.
-//! - [`Source`] and [`collector`] turn readings into metric families. A module that measures implements `Source`
-//!   once. Its names and help texts are there and nowhere else. [`together`] registers several as one.
+//! - [`Source`] and [`collector`] turn readings into metric families. A module that measures implements `Source` once.
+//!   Its names and help texts are there and nowhere else. [`together`] registers several as one, and [`identified`]
+//!   makes one that is not taken for another.
 //!
 //! What it leaves to others: the registry and the text format (the `prometheus` crate), and the meaning of the
 //! numbers.
@@ -13,7 +14,7 @@ mod cell;
 mod page;
 
 pub(crate) use cell::{Counter, Histogram, Reading};
-pub(crate) use page::{Page, Source, collector, together};
+pub(crate) use page::{Page, Source, collector, identified, together};
 
 /// Upper bounds of the latency histograms, in nanoseconds: 10 us to 60 s in steps of about 2.5.
 ///

@@ -32,6 +32,16 @@ pub(crate) fn collector(source: impl Source + 'static, labels: &[(&str, &str)]) 
     Box::new(Sheet { source, labels, descs })
 }
 
+/// Makes a collector that its registry tells apart from others of the same metrics. A registry knows a collector by its
+/// descriptions. So this one has one more, without samples, that differs by `id`.
+pub(crate) fn identified(collector: Box<dyn Collector>, id: u64) -> Box<dyn Collector> {
+    let labels = HashMap::from([("id".to_owned(), id.to_string())]);
+    let identity =
+        Desc::new("millpond_identity".to_owned(), "Has no samples.".to_owned(), Vec::new(), labels)
+            .expect("name, label and help are literals of this crate, and valid");
+    Box::new(Identified { collector, identity })
+}
+
 /// Makes one collector of several, for a registry to take or to refuse as a whole.
 pub(crate) fn together(collectors: Vec<Box<dyn Collector>>) -> Box<dyn Collector> {
     Box::new(Together(collectors))
@@ -165,6 +175,24 @@ impl Collector for Together {
     }
 }
 
+/// A collector with one description more.
+struct Identified {
+    collector: Box<dyn Collector>,
+    identity: Desc,
+}
+
+impl Collector for Identified {
+    fn desc(&self) -> Vec<&Desc> {
+        let mut descs = self.collector.desc();
+        descs.push(&self.identity);
+        descs
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        self.collector.collect()
+    }
+}
+
 fn describe(family: &MetricFamily, labels: &[(&str, &str)]) -> Desc {
     let sample = &family.get_metric()[0];
     let variable = sample.get_label().iter().map(|label| label.name().to_owned()).collect();
@@ -240,6 +268,19 @@ mod tests {
         }
         registry.unregister(three()).expect("they are there");
         assert_eq!(text_of(&registry), "");
+    }
+
+    #[test]
+    fn a_collector_does_not_unregister_another_of_the_same_metrics() {
+        let one = |id| identified(collector(Sample(id), &[("pool", "one")]), id);
+        let registry = prometheus::Registry::new();
+        registry.register(one(1)).expect("it is the first");
+        registry.register(one(2)).expect_err("the same metrics twice");
+        registry.unregister(one(2)).expect_err("it is another");
+        assert!(text_of(&registry).contains("jobs_total{pool=\"one\",outcome=\"good\"} 1"));
+        registry.unregister(one(1)).expect("it is there");
+        registry.register(one(2)).expect("the first is gone");
+        assert!(!text_of(&registry).contains("identity"), "{}", text_of(&registry));
     }
 
     /// The sum of the durations is beyond 64 bits, and is the exact number of seconds that a double holds.
