@@ -13,16 +13,17 @@ fn main() -> Result<(), Box<dyn Error>> {
     let pool = Pool::builder("blocking").workers(2).queue_capacity(16).build()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     runtime.block_on(async {
-        // `try_submit` never blocks. If the pool is full it returns the job: shed load, or try again later.
+        // `submit_async` waits for room in the queue, and holds no thread. `try_submit` would give the job back instead.
         let (turn, disk) = mpsc::channel::<()>();
-        let slow = pool.try_submit(move || {
+        let slow = pool.submit_async(move || {
             // Blocks its worker until the disk has turned.
             disk.recv().ok();
             "read from a slow disk"
-        })?;
-        let bad = pool.try_submit(|| -> u32 { std::panic::resume_unwind(Box::new("bad sector")) })?;
+        });
+        let slow = slow.await?;
+        let bad = pool.submit_async(|| -> u32 { std::panic::resume_unwind(Box::new("bad sector")) }).await?;
         match bad.await {
-            Err(JobError::Panicked(message)) => println!("a job panicked: {message}"),
+            Err(JobError::Panicked(panic)) => println!("a job panicked: {}", panic.message()),
             other => println!("unexpected: {other:?}"),
         }
         tokio::spawn(async move {

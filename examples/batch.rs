@@ -24,7 +24,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     for result in bar.wrap_iter(pool.map(0..ITEMS, look_up).look_ahead(128)) {
         match result {
             Ok(price) => sum += price,
-            Err(_) => failed += 1,
+            Err(error) => {
+                // It names the item. The line appears above the bar.
+                bar.println(error.to_string());
+                failed += 1;
+            }
         }
     }
     bar.finish();

@@ -2,7 +2,7 @@
 //!
 //! - [`Pool`]: named worker threads over a bounded queue, for closures that block. A [`JobHandle`] brings the result
 //!   back, to a thread or to async code. The pool reports its queue depth, waits, busy time and oldest job at any
-//!   moment. It catches panics, refuses a wait that would never end, and drains without losing a job.
+//!   moment. It catches panics, lets jobs wait for jobs of their own pool, and drains without losing a job.
 //! - [`Server`]: TCP connections served by a pool. Silent connections and slow readers hold no worker, and everything
 //!   is bounded. [`ServerHandle::drain`] ends the server gracefully. A [`Service`] answers the bytes that clients send,
 //!   and [`Echo`] is one.
@@ -20,7 +20,7 @@
 //! let one = pool.submit(|| "the first".len())?; // blocks while the queue is full
 //! let two = pool.try_submit(|| "the second".len())?; // gives the job back instead
 //! println!("{} and {}", one.join()?, two.join()?);
-//! println!("{:?}", pool.stats());
+//! println!("{}", pool.stats()); // a table
 //! assert!(pool.drain(Duration::from_secs(5)).is_clean());
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
@@ -68,10 +68,13 @@ mod sync;
 pub use self::exposition::{BoundExposition, Exposition};
 pub use self::lifecycle::Phase;
 pub use self::pool::{
-    AsCompleted, CancelToken, DEFAULT_QUEUE_CAPACITY, DEFAULT_STACK_SIZE, Drained, Durations, InitError,
-    JobError, JobHandle, MAX_QUEUE_CAPACITY, MAX_WORKERS, Map, Pool, PoolBuilder, PoolError, Rejected, Stats,
-    Until, WithDeadline, as_completed, panic_message, wait,
+    AsCompleted, CancelOnDrop, CancelToken, DEFAULT_QUEUE_CAPACITY, DEFAULT_STACK_SIZE, Drained, Durations,
+    InitError, JobError, JobHandle, MAX_QUEUE_CAPACITY, MAX_WORKERS, Map, MapError, MapUnordered, Panic,
+    Pool, PoolBuilder, PoolError, Rejected, Returned, Stats, Until, WithDeadline, as_completed,
+    panic_message, wait,
 };
+#[cfg(not(millpond_loom))]
+pub use self::pool::{ScopedHandle, ScopedPool, block_on};
 pub use self::server::{
     DEFAULT_BACKLOG, DEFAULT_CONNECTIONS_CAP, DEFAULT_KEEPALIVE, DEFAULT_SERVICE_STACK_SIZE, Echo, Laboured,
     Next, NotReady, Overload, RESERVED_DESCRIPTORS, Report, Running, Server, ServerBuilder, ServerError,

@@ -9,7 +9,7 @@ use std::io::{self, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::process::{Command, Output};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,7 @@ use common::pools::{Latch, all_asleep, held as held_pool};
 use common::scrape::Scrape;
 use common::{Millpond, PATIENCE, connect, connect_with, eventually, ping, thread_states};
 use millpond::{
-    Echo, Exposition, JobError, JobHandle, Next, Overload, Phase, Pool, PoolError, Rejected, Running, Server,
-    ServerBuilder, Service,
+    Echo, Exposition, Next, Overload, Phase, Pool, PoolError, Running, Server, ServerBuilder, Service,
 };
 use prometheus::Registry;
 use rustix::process::{Resource, Rlimit, Signal, getrlimit, setrlimit};
@@ -281,40 +280,6 @@ fn spare_descriptors_stay_free_while_one_is_in_use() {
     ping(&mut client, b"served in the end");
 }
 
-/// A worker may wait for room in its own pool's queue while another worker is starting. If that worker cannot start, no
-/// worker is left to make room. Then the pool has to wake the worker that waits.
-#[test]
-fn a_worker_that_waits_for_room_is_woken_when_another_cannot_begin() {
-    let (latch, asked) = (Latch::default(), Arc::new(AtomicBool::new(false)));
-    let (wait, was_asked) = (latch.clone(), Arc::clone(&asked));
-    let builder = Pool::builder("room").workers(1).queue_capacity(1).on_worker_start(move |number| {
-        if number == 0 {
-            return Ok(());
-        }
-        was_asked.store(true, Ordering::Release);
-        wait.wait();
-        Err("no luck".into())
-    });
-    let pool = Arc::new(builder.build().expect("the first worker can start"));
-    thread::scope(|scope| {
-        let resize = scope.spawn(|| pool.resize(2));
-        eventually("the second worker is starting", || asked.load(Ordering::Acquire).then_some(()));
-        let inner = Arc::clone(&pool);
-        let outer = pool.submit(move || {
-            inner.execute(|| {}).expect("room for one");
-            matches!(inner.submit(|| {}), Err(Rejected::Deadlock(_)))
-        });
-        let outer = outer.expect("room");
-        eventually("the first job waits for room", || (pool.stats().queue_depth == 1).then_some(()));
-        all_asleep("mill-room-", 2);
-        assert!(!outer.is_finished(), "the second worker may still make room");
-        latch.open();
-        assert!(resize.join().expect("the resize").is_err());
-        let outcome = outer.join_timeout(PATIENCE).map_err(|_| "it still waits");
-        assert_eq!(outcome.expect("woken"), Ok(true), "the error is that it would wait for ever");
-    });
-}
-
 /// The reactor sleeps at most until the lame duck phase ends. If it did not ask for that time, the phase would end with
 /// the heartbeat, which comes once a second.
 #[test]
@@ -414,31 +379,6 @@ fn a_silent_client_is_closed_soon_after_its_idle_timeout() {
     assert!((Duration::from_millis(90)..Duration::from_secs(5)).contains(&lasted), "{lasted:?}");
 }
 
-/// Two workers are left: one waits for room in the queue, the other for the job that fills it. The second to wait has
-/// to wake the first, which then sees that no worker can make room.
-#[test]
-fn a_worker_that_waits_for_room_is_woken_when_the_last_other_waits_too() {
-    let builder = Pool::builder("last").workers(2).queue_capacity(1);
-    let pool = Arc::new(builder.build().expect("the threads"));
-    let (give, given) = mpsc::channel::<JobHandle<u32>>();
-    let joins = pool.submit(move || given.recv().expect("a job").join()).expect("room");
-    eventually("a worker has it", || (pool.stats().busy == 1).then_some(()));
-    let (fill, filled) = mpsc::channel();
-    let inner = Arc::clone(&pool);
-    let waits = pool.submit(move || {
-        fill.send(inner.submit(|| 7).expect("room for one")).expect("the test goes on");
-        matches!(inner.submit(|| ()), Err(Rejected::Deadlock(_)))
-    });
-    let filler = filled.recv().expect("a job");
-    all_asleep("mill-last-", 2);
-    give.send(filler).expect("the job waits for it");
-    let waits = waits.expect("room").join_timeout(PATIENCE).map_err(|_| "it still waits");
-    assert_eq!(waits.expect("woken"), Ok(true), "the error is that it would wait for ever");
-    assert_eq!(pool.stats().rejected_full, 1, "one submission was rejected for lack of room");
-    let joins = joins.join_timeout(PATIENCE).map_err(|_| "it still waits");
-    assert_eq!(joins.expect("the other worker has run it"), Ok(Ok(7)));
-}
-
 /// If a new worker did not take a free number, each resize would leave a number behind, with its part of the metrics.
 #[test]
 fn a_new_worker_has_the_number_of_one_that_has_left() {
@@ -506,11 +446,11 @@ fn a_thread_that_the_system_refuses_is_no_worker() {
     let refused = pool.resize(2).expect_err("no room for a stack");
     assert!(matches!(refused, PoolError::Spawn { started: 0, .. }), "{refused:?}");
     assert_eq!(pool.stats().workers, 1);
-    // If the pool counted on a second worker, this would wait for ever.
+    // If the pool counted on a second worker, the inner job would wait for it.
     let inner = Arc::clone(&pool);
     let outer = pool.submit(move || inner.submit(|| 1).expect("room").join()).expect("room");
     let outcome = outer.join_timeout(PATIENCE).map_err(|_| "it still waits");
-    assert_eq!(outcome.expect("joined"), Ok(Err(JobError::Deadlock { pool: "refused".to_owned() })));
+    assert_eq!(outcome.expect("joined"), Ok(Ok(1)));
 }
 
 /// After the reactor has found the listen queue empty and closed the listener, it may get no other event. So it has to

@@ -77,6 +77,11 @@ fn await_blocking_prints_what_the_readme_says() {
     assert_as_promised("await_blocking");
 }
 
+#[test]
+fn crawler_prints_what_the_readme_says() {
+    assert_as_promised("crawler");
+}
+
 /// The line server as a child process. Killed when dropped.
 struct LineServer {
     child: Child,

@@ -1,61 +1,172 @@
-//! What a submitter holds of its job: the handle, the errors it may bring, and the token of a cancellation.
+//! What a submitter holds of its job: the handle, and the token of a cancellation.
 
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use super::crew::{Awaited, JobId};
-use super::current::{self, Identity, PoolId};
-use super::job::{Listed, Outlook, Pending, Run, Unrun, Waiter};
-use super::worker::quietly;
-use super::workers::ABORTED;
+use super::current::{self, Cancel, Counted};
+use super::errors::{JobError, quietly};
+use super::identity::{Identity, PoolId, Stage};
+use super::job::{Outlook, Waiter};
 use crate::sync::checked::thread;
 
 /// A job that was admitted, and its outcome once it has ended.
 ///
 /// Dropping the handle lets the job run; its outcome is then dropped as a part of it.
+/// [`cancel_on_drop`](JobHandle::cancel_on_drop) makes a handle that cancels the job instead.
 ///
-/// A handle is also a [`Future`], on any executor: awaiting it holds no thread. It is woken by the thread that
-/// ends the job; a deadline is noticed when a worker comes to the job, or when the handle is polled.
+/// A handle is also a [`Future`], on any executor: awaiting it holds no thread. The thread that ends the job wakes the
+/// task.
+///
+/// # On a worker of the same pool
+///
+/// A worker that would wait for a job of its own pool runs that job itself, if it is still queued. So it is no deadlock
+/// if jobs join jobs of their own pool, however few workers there are. The job runs on the stack of the waiting worker,
+/// and while that holds its locks, and as deep as a chain of joins is, as a function call would. What can still wait
+/// for ever:
+///
+/// - a job that waits for itself, or two jobs that run, each waiting for the other,
+/// - two pools whose workers wait for each other's jobs,
+/// - a job that waits for another by other means than a handle, such as a channel or a lock; also a job that a worker
+///   runs for a full queue, and that waits for its submitter or for a lock that the submitter holds.
 ///
 /// ```
-/// use std::time::Duration;
 /// use millpond::{JobError, Pool};
 ///
 /// let pool = Pool::builder("sums").workers(2).queue_capacity(100).build()?;
 /// let sum = pool.submit(|| (1..=10).sum::<u64>())?;
 /// let bad = pool.submit(|| -> u64 { panic!("no more numbers") })?;
 /// assert_eq!(sum.join(), Ok(55));
-/// assert_eq!(bad.join(), Err(JobError::Panicked("no more numbers".to_owned())));
+/// assert_eq!(bad.join().unwrap_err().to_string(), "the job panicked: no more numbers");
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[must_use = "the outcome of the job is lost with its handle; drop it on purpose if nobody needs it"]
-pub struct JobHandle<T> {
-    pub(super) job: Arc<dyn Outlook<T>>,
-    pub(super) pool: PoolId,
+pub struct JobHandle<T>(Held<'static, T>);
+
+/// The handle behind [`JobHandle`] and [`ScopedHandle`](crate::ScopedHandle).
+pub(super) struct Held<'a, T> {
+    job: Arc<dyn Outlook<T> + 'a>,
+    pool: PoolId,
+    /// Whether the job may have a waker of this handle.
+    polled: bool,
+    /// Whether this thread ran the job in place of waiting for it. Then the queue may still hold it.
+    ran_here: AtomicBool,
+}
+
+impl<'a, T> Held<'a, T> {
+    pub(super) fn new(job: Arc<dyn Outlook<T> + 'a>, pool: PoolId) -> Self {
+        Held { job, pool, polled: false, ran_here: AtomicBool::new(false) }
+    }
+
+    /// Runs the job if it is queued and the calling thread is a worker of its pool. Returns whether it did. `current`
+    /// is what the job finds as the thread's current one.
+    fn run_here(&self, current: impl FnOnce() -> Option<Arc<dyn Cancel>>) -> bool {
+        let ran = current::worker_of(self.pool).is_some_and(|worker| {
+            current::with_job_beside(current(), Counted::Yes, || self.job.run_beside(&worker))
+        });
+        if ran {
+            self.ran_here.store(true, Ordering::Relaxed);
+        }
+        ran
+    }
+
+    /// Blocks until the job has ended, until `until` at most, and takes its outcome.
+    pub(super) fn wait_for(
+        &self,
+        until: Option<Instant>,
+        current: impl FnOnce() -> Option<Arc<dyn Cancel>>,
+    ) -> Option<Result<T, JobError>> {
+        let is_over = || until.is_some_and(|until| Instant::now() >= until);
+        if !is_over() {
+            self.run_here(current);
+        }
+        loop {
+            let outcome = self.job.take_or_wait(&mut || Some(Waiter::Thread(thread::current())));
+            if outcome.is_some() {
+                return outcome;
+            }
+            match until {
+                None => thread::park(),
+                Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
+            }
+            if is_over() {
+                // One last look, and no thread to be told any more.
+                return self.job.take_or_wait(&mut || None);
+            }
+        }
+    }
+
+    pub(super) fn is_finished(&self) -> bool {
+        self.job.ended().is_some()
+    }
+
+    pub(super) fn cancel(&self) -> bool {
+        self.job.cancel()
+    }
+
+    pub(super) fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        current: impl FnOnce() -> Option<Arc<dyn Cancel>>,
+    ) -> Poll<Result<T, JobError>> {
+        if current::blocking_worker_of(self.pool).is_some() {
+            self.run_here(current);
+        }
+        // Cloned before the job is locked, because the waker's code is not ours.
+        let mut waker = Some(context.waker().clone());
+        self.polled = true;
+        match self.job.take_or_wait(&mut || waker.take().map(Waiter::Task)) {
+            Some(outcome) => {
+                self.polled = false;
+                Poll::Ready(outcome)
+            }
+            None => Poll::Pending,
+        }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        self.job.has_ended()
+    }
+}
+
+impl<T> Drop for Held<'_, T> {
+    fn drop(&mut self) {
+        if self.polled {
+            self.job.forget_waiter();
+        }
+        if self.ran_here.load(Ordering::Relaxed) {
+            self.job.forget_outcome();
+        }
+    }
 }
 
 impl<T: Send + 'static> JobHandle<T> {
-    /// Blocks until the job has ended, and takes its outcome. Blocks for as long as that takes;
-    /// [`join_timeout`](JobHandle::join_timeout) gives up.
+    pub(super) fn new(held: Held<'static, T>) -> Self {
+        JobHandle(held)
+    }
+
+    /// Blocks until the job has ended, and takes its outcome. It has no timeout;
+    /// [`join_timeout`](JobHandle::join_timeout) has one. On a worker of the job's own pool it runs the job if that is
+    /// still queued.
     ///
     /// # Errors
     ///
-    /// How the job failed, see [`JobError`]; or [`JobError::Deadlock`] when a worker of the job's own pool
-    /// would wait here for ever. The job is then still in its place, and will run if it can.
+    /// How the job failed, see [`JobError`].
     ///
     /// # Panics
     ///
-    /// When the handle has been awaited to its end: that took the outcome. So do the other methods that take it.
+    /// If the handle has been awaited to its end, which took the outcome. So do the other methods that take it.
     pub fn join(self) -> Result<T, JobError> {
-        self.wait_for(None).unwrap_or_else(|| unreachable!("a wait without an end has no end"))
+        let outcome = self.0.wait_for(None, || Some(self.as_cancel()));
+        outcome.unwrap_or_else(|| unreachable!("a wait without a timeout ends with the job"))
     }
 
-    /// Blocks until the job has ended, `timeout` at most, and takes its outcome.
+    /// Blocks until the job has ended, `timeout` at most, and takes its outcome. On a worker of the job's own pool it
+    /// runs the job if that is still queued, unless the timeout is zero; this lasts as long as the job does.
     ///
     /// ```
     /// use std::time::Duration;
@@ -73,71 +184,59 @@ impl<T: Send + 'static> JobHandle<T> {
     ///
     /// # Errors
     ///
-    /// The handle comes back if the job has not ended by then. The inner result is as in
-    /// [`join`](JobHandle::join), but never [`JobError::Deadlock`], because this wait has an end; unless the
-    /// timeout is beyond the reach of [`Instant`], which makes it a `join`.
+    /// If the job has not ended by then, the handle comes back. The inner result is as in [`join`](JobHandle::join). If
+    /// the timeout is beyond the reach of [`Instant`], this is a `join`.
     pub fn join_timeout(self, timeout: Duration) -> Result<Result<T, JobError>, Self> {
-        self.wait_for(Instant::now().checked_add(timeout)).ok_or(self)
+        let outcome = self.0.wait_for(Instant::now().checked_add(timeout), || Some(self.as_cancel()));
+        outcome.ok_or(self)
     }
 
-    pub(super) fn id(&self) -> JobId {
-        current::job_id(&*self.job)
-    }
-
-    fn wait_for(&self, until: Option<Instant>) -> Option<Result<T, JobError>> {
-        loop {
-            let mut wake_at = until;
-            let outcome = self.job.take_or_wait(&mut |pending: &Pending| {
-                wake_at = until.into_iter().chain(pending.expires).min();
-                let listed = if wake_at.is_some() {
-                    None
-                } else {
-                    list_wait(|pool| (pool == self.pool).then(|| vec![self.id()]))?
-                };
-                Ok(Some(Waiter::Thread(thread::current(), listed)))
-            });
-            if outcome.is_some() {
-                return outcome;
-            }
-            match wake_at {
-                None => thread::park(),
-                Some(at) => thread::park_timeout(at.saturating_duration_since(Instant::now())),
-            }
-            let over = until.is_some_and(|until| Instant::now() >= until);
-            if over {
-                // One last look, and nobody to be told any more.
-                return self.job.take_or_wait(&mut |_| Ok(None));
-            }
-        }
-    }
-
-    /// Whether the job has ended, so that a [`join`](JobHandle::join) will not block. Ends a job that waits beyond
-    /// its deadline, which drops its closure. Never waits.
+    /// Whether the job has ended, so that a [`join`](JobHandle::join) will not block. Does not wait for the job. If the
+    /// job waits beyond its deadline, this ends it, which runs the destructor of its closure and its callback.
     #[must_use]
     pub fn is_finished(&self) -> bool {
-        self.job.ended().is_some()
+        self.0.is_finished()
     }
 
-    /// Asks for the job's cancellation, and says whether that kept it from running. Never blocks.
+    /// Asks for the job's cancellation. Returns whether that kept it from running, now or at an earlier call. Does not
+    /// wait for the job.
     ///
-    /// A job that waits in the queue is dropped at once and ends as [`JobError::Cancelled`]; its place in the
-    /// queue, and its count as `cancelled`, follow when a worker comes to it. A job that runs is only told,
-    /// through [`CancelToken::current`]; it ends as it pleases, and `join` says how.
+    /// A job that waits in the queue is dropped at once, counted as cancelled, and ends as [`JobError::Cancelled`]. Its
+    /// place is free for another job. The destructor of its closure and its callback run in this call. A job that runs
+    /// can see the request through [`CancelToken::current`]; it ends as it pleases, and `join` says how.
     pub fn cancel(&self) -> bool {
-        Arc::clone(&self.job).as_run().cancel()
+        self.0.cancel()
     }
 
-    /// A token with which others can ask for the job's cancellation, also while this handle is being joined.
+    /// Returns a token that can ask for the job's cancellation, also while this handle is being joined.
     #[must_use]
     pub fn cancel_token(&self) -> CancelToken {
-        CancelToken { job: Some(Arc::clone(&self.job).as_run()), pool: None }
+        CancelToken { job: Some(self.as_cancel()), pool: None }
     }
 
-    /// Hands the outcome to a closure instead of a `join`.
+    /// Returns a handle that cancels the job when it is dropped, as when the future that awaits it is dropped.
     ///
-    /// It is called once: by the worker, right after the job, as a part of it that holds the worker as long as it
-    /// lasts; by whoever cancels or aborts the job; or here and now if the job has ended. If it panics, the
-    /// panic hook reports it, and nothing else happens.
+    /// ```
+    /// # let pool = millpond::Pool::builder("doc").workers(1).build()?;
+    /// # let (finish, wait) = std::sync::mpsc::channel::<()>();
+    /// # let busy = pool.submit(move || wait.recv())?;
+    /// let job = pool.submit(|| "not wanted any more")?.cancel_on_drop();
+    /// drop(job);
+    /// assert_eq!(pool.stats().cancelled, 1);
+    /// # finish.send(())?;
+    /// # drop(busy);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn cancel_on_drop(self) -> CancelOnDrop<T> {
+        CancelOnDrop { handle: Some(self) }
+    }
+
+    /// Passes the outcome to a closure in place of a `join`.
+    ///
+    /// The closure is called once. If the job runs, its worker calls it right after the job, as a part of it that holds
+    /// the worker as long as it lasts. If the job is cancelled, aborted, or expires, the thread that ends it calls it;
+    /// for a deadline that is a thread of the pool, which handles no other deadline meanwhile. If the job has ended, it
+    /// is called here and now. If it panics, the panic hook reports it, and nothing else happens.
     ///
     /// ```
     /// # let pool = millpond::Pool::builder("doc").build()?;
@@ -146,30 +245,31 @@ impl<T: Send + 'static> JobHandle<T> {
     /// assert_eq!(reports.recv()?, Ok(42));
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
-    pub fn on_done(self, callback: impl FnOnce(Result<T, JobError>) + Send + 'static) {
+    pub fn on_done(mut self, callback: impl FnOnce(Result<T, JobError>) + Send + 'static) {
         let mut callback = Some(callback);
-        let outcome = self.job.take_or_wait(&mut |_| {
-            let callback = callback.take().expect("asked once");
-            Ok(Some(Waiter::Callback(Box::new(callback))))
+        let outcome = self.0.job.take_or_wait(&mut || {
+            let callback = callback.take().expect("it is asked for once");
+            Some(Waiter::Callback(Box::new(callback)))
         });
+        // The waiter is the callback now.
+        self.0.polled = false;
         if let (Some(outcome), Some(callback)) = (outcome, callback) {
             quietly(|| callback(outcome));
         }
     }
-}
 
-/// Enters an endless wait of the calling thread into its pool's list, if it is a worker and `jobs`, given the pool,
-/// says for which of its jobs; none, if something else may end the wait.
-pub(super) fn list_wait(jobs: impl FnOnce(PoolId) -> Option<Vec<JobId>>) -> Result<Option<Listed>, JobError> {
-    let Some((pool, by)) = current::worker() else {
-        return Ok(None);
-    };
-    let Some(jobs) = jobs(pool.id) else {
-        return Ok(None);
-    };
-    match pool.crew.wait(by, Awaited::AnyOf(jobs), || unreachable!("it is no wait for room")) {
-        Ok(ticket) => Ok(Some(Listed(pool, ticket))),
-        Err(_) => Err(JobError::Deadlock { pool: pool.name.clone() }),
+    /// Leaves a waiter with a job that has not ended. Otherwise returns whether it failed.
+    pub(super) fn watch(&self, waiter: Waiter<T>) -> Result<(), bool> {
+        self.0.job.watch(waiter)
+    }
+
+    /// Runs the job if it is queued and the calling thread is a worker of its pool. Returns whether it did.
+    pub(super) fn run_here(&self) -> bool {
+        self.0.run_here(|| Some(self.as_cancel()))
+    }
+
+    fn as_cancel(&self) -> Arc<dyn Cancel> {
+        Arc::clone(&self.0.job) as Arc<dyn Cancel>
     }
 }
 
@@ -181,80 +281,72 @@ pub(super) fn list_wait(jobs: impl FnOnce(PoolId) -> Option<Vec<JobId>>) -> Resu
 impl<T: Send + 'static> Future for JobHandle<T> {
     type Output = Result<T, JobError>;
 
-    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        // Cloned before the job is locked: what that does is not ours.
-        let mut waker = Some(context.waker().clone());
-        match self.job.take_or_wait(&mut |_| Ok(waker.take().map(Waiter::Task))) {
-            Some(outcome) => Poll::Ready(outcome),
-            None => Poll::Pending,
-        }
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let job = Arc::clone(&self.0.job);
+        self.0.poll(context, || Some(job as Arc<dyn Cancel>))
     }
 }
 
 impl<T> fmt::Debug for JobHandle<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("JobHandle").field("ended", &self.job.has_ended()).finish_non_exhaustive()
+        f.debug_struct("JobHandle").field("ended", &self.0.has_ended()).finish_non_exhaustive()
     }
 }
 
-/// Why there is no result of a job.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum JobError {
-    /// It panicked, and this is what the panic said; see [`panic_message`](crate::panic_message).
-    Panicked(String),
-    /// It was cancelled while it waited, and never ran.
-    Cancelled,
-    /// It waited longer than its deadline, and never ran.
-    Expired,
-    /// An abort, or the end of a drain, dropped it while it waited, and it never ran.
-    Aborted,
-    /// The pool was draining, and did not admit it. Only where jobs are submitted on the way, as by
-    /// [`Pool::map`](crate::Pool::map).
-    Draining,
-    /// The wait, by a worker of the job's own pool, would never have ended: every worker of the pool waits for
-    /// one of its jobs, or the job waits for the one that waits for it. Circles through several pools are not
-    /// seen.
-    Deadlock {
-        /// The name of the pool.
-        pool: String,
-    },
+/// A [`JobHandle`] that cancels its job when it is dropped; see [`JobHandle::cancel_on_drop`].
+#[must_use = "dropping it cancels the job"]
+pub struct CancelOnDrop<T: Send + 'static> {
+    /// `None` once it was taken out.
+    handle: Option<JobHandle<T>>,
 }
 
-impl JobError {
-    pub(super) fn unrun(&self) -> Option<Unrun> {
-        match self {
-            JobError::Cancelled => Some(Unrun::Cancelled),
-            JobError::Expired => Some(Unrun::Expired),
-            JobError::Aborted => Some(Unrun::Aborted),
-            JobError::Panicked(_) | JobError::Draining | JobError::Deadlock { .. } => None,
+impl<T: Send + 'static> CancelOnDrop<T> {
+    /// Returns the handle, whose drop lets the job run.
+    pub fn into_handle(mut self) -> JobHandle<T> {
+        self.take()
+    }
+
+    /// As [`JobHandle::join`].
+    ///
+    /// # Errors
+    ///
+    /// As [`JobHandle::join`].
+    pub fn join(mut self) -> Result<T, JobError> {
+        self.take().join()
+    }
+
+    fn take(&mut self) -> JobHandle<T> {
+        self.handle.take().expect("it is taken by methods that consume this")
+    }
+}
+
+impl<T: Send + 'static> Future for CancelOnDrop<T> {
+    type Output = Result<T, JobError>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let handle = self.handle.as_mut().expect("it is taken by methods that consume this");
+        Pin::new(handle).poll(context)
+    }
+}
+
+impl<T: Send + 'static> Drop for CancelOnDrop<T> {
+    fn drop(&mut self) {
+        if let Some(handle) = self.handle.take() {
+            handle.cancel();
         }
     }
 }
 
-impl fmt::Display for JobError {
+impl<T: Send + 'static> fmt::Debug for CancelOnDrop<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            JobError::Panicked(message) => write!(f, "the job panicked: {message}"),
-            JobError::Cancelled => f.write_str("the job was cancelled before it ran"),
-            JobError::Expired => f.write_str("the job waited longer than its deadline and was not run"),
-            JobError::Aborted => f.write_str("the pool ended before the job could run"),
-            JobError::Draining => f.write_str("the pool is draining and did not admit the job"),
-            JobError::Deadlock { pool } => write!(
-                f,
-                "waiting for this job would never end: it is a job of pool {pool:?}, whose workers all wait for its jobs, or for each other; \
-                 submit it to another pool, or wait outside of the pool"
-            ),
-        }
+        f.debug_struct("CancelOnDrop").field("handle", &self.handle).finish()
     }
 }
 
-impl std::error::Error for JobError {}
-
-/// Tells a job that its cancellation was asked for, and asks for it. A token keeps its job's memory, and a result
-/// that nobody has taken.
+/// Requests a job's cancellation, and lets the job see the request. A token keeps its job's memory, and a result that
+/// no handle has taken.
 ///
-/// The job looks at [`CancelToken::current`], from any depth of its calls; others get a token from
+/// A job looks at [`CancelToken::current`], from any depth of its calls. Other threads get a token from
 /// [`JobHandle::cancel_token`].
 ///
 /// ```
@@ -264,7 +356,7 @@ impl std::error::Error for JobError {}
 /// # let (begins, begun) = std::sync::mpsc::channel();
 /// let job = pool.submit(move || {
 ///     let token = CancelToken::current().expect("this is a job");
-///     # begins.send(()).expect("somebody waits");
+///     # begins.send(()).expect("the submitter waits");
 ///     let mut looked_at = 0_u64;
 ///     while !token.is_cancelled() {
 ///         looked_at += 1; // in small steps
@@ -272,24 +364,24 @@ impl std::error::Error for JobError {}
 ///     looked_at
 /// })?;
 /// # begun.recv()?;
-/// assert!(!job.cancel(), "it runs already, so it is only told");
+/// assert!(!job.cancel(), "the job runs already, so it only sees the request");
 /// assert!(job.join().is_ok());
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
 pub struct CancelToken {
-    /// A job without a handle is none.
-    job: Option<Arc<dyn Run>>,
-    /// The pool that runs the job; for a token given out by a handle, none.
+    /// `None` for a job without a handle, and for a job of a scope.
+    job: Option<Arc<dyn Cancel>>,
+    /// The pool that runs the job. `None` for a token from a handle, which does not see an abort.
     pool: Option<Arc<Identity>>,
 }
 
 impl CancelToken {
-    /// The token of the job that the calling thread runs; none outside of a job.
+    /// Returns the token of the job that the calling thread runs; `None` outside of a job.
     #[must_use]
     pub fn current() -> Option<CancelToken> {
-        let pool = current::pool()?;
-        Some(CancelToken { job: current::job(), pool: Some(pool) })
+        let (pool, job) = current::job()?;
+        Some(CancelToken { job, pool: Some(pool) })
     }
 
     /// Whether the job should stop: its cancellation was asked for, or, for a token from
@@ -297,8 +389,8 @@ impl CancelToken {
     /// for an instant, which is cheap enough for every few microseconds.
     #[must_use]
     pub fn is_cancelled(&self) -> bool {
-        let aborted = |pool: &Arc<Identity>| pool.stage.load(Ordering::Relaxed) == ABORTED;
-        self.job.as_ref().is_some_and(|job| job.cancel_requested()) || self.pool.as_ref().is_some_and(aborted)
+        self.job.as_ref().is_some_and(|job| job.is_requested())
+            || self.pool.as_ref().is_some_and(|pool| pool.stage() == Stage::Aborted)
     }
 
     /// As [`JobHandle::cancel`]. A job that was submitted without a handle cannot be cancelled.

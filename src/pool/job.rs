@@ -1,54 +1,85 @@
 //! A closure on its way through a pool, and its outcome on the way back.
 //!
-//! One allocation holds both. The queue has one reference to it and the handle another; neither knows the
-//! closure's type.
+//! A job without a handle is a closure that lies in the queue itself, if it is small. A job with a handle is a
+//! [`JobCell`]: one allocation for the closure and, later, its outcome. The queue has one reference to it and the
+//! handle another. Neither knows the closure's type. A large closure is boxed, so that a finished job does not keep its
+//! memory.
 //!
-//! # States
+//! # States of a job with a handle
 //!
-//! Every change happens under the job's own lock, which is held for a few instructions and never while
-//! anything of the user's runs.
+//! Every change happens under the job's own lock, which is held for a few instructions and never while code from
+//! outside this crate runs.
 //!
 //! | from | to | by |
 //! | --- | --- | --- |
-//! | queued | running | the worker that takes it |
-//! | queued | ended, unrun | the handle: cancelled, or its deadline passed · the worker: its deadline passed · an abort |
-//! | running | ended | its worker |
+//! | queued | running | the worker that takes it, or a worker that would wait for it |
+//! | queued | ended, unrun | a handle or a token: cancelled · the pool's clock, a handle or the worker: its deadline passed · an abort |
+//! | running | ended | the worker that runs it |
 //! | ended | taken | the handle, which takes the outcome |
 //!
-//! There is one way out of *queued* for each job, so it is run or dropped unrun, never both, and whoever
-//! made the change drops the closure. A job that ended unrun stays in the queue, empty, until a worker comes
-//! to it; it is counted then, so that places, jobs and outcomes agree at every moment.
+//! Each job leaves *queued* exactly once. So it is run or dropped unrun, never both, and the thread that made
+//! the change drops the closure. A job that left *queued* by another thread than the worker that takes it stays in the
+//! queue, dead, until a worker or a sweep comes to it. It holds no place there.
 //!
-//! Why nobody waits for ever. Whoever waits leaves a [`Waiter`] under the lock, having seen there that the
-//! job has not ended; the end takes the waiter out under the same lock, and tells it. A job ends because it
-//! is run, dropped unrun, or, if all else fails, when the queue's reference to it is dropped.
+//! A job that ends unrun is counted and its place is free before its closure is dropped, and its closure is dropped
+//! before any thread that waits for the job is told.
+//!
+//! Why no thread waits for ever. A thread that waits leaves a [`Waiter`] under the lock, having seen there that the job
+//! has not ended. The end takes the waiter out under the same lock, and tells it. A job ends because it is run, or
+//! dropped unrun, or because the queue's reference to it is dropped.
 
-use std::any::Any;
 use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::Instant;
 
-use super::crew::Ticket;
-use super::current::{self, Identity};
-use super::handle::JobError;
-use super::panic_message;
-use super::worker::{Handler, Job, Outcome, Turn, quietly};
+use stack_dst::{Value, buffers::ConstArrayBuf};
+use tracing::Span;
+
+use super::account::{Account, Outcome, outcome_of};
+use super::current::{self, Cancel, Run, Worker};
+use super::errors::{JobError, Panic, quietly};
+use super::identity::{self, Expires, Identity, PoolId, Unrun};
+use super::shared::Job;
+use super::worker::{Handler, Turn};
 use crate::sync::checked::thread::Thread;
 use crate::sync::checked::{Mutex, MutexGuard, lock};
 
-/// A closure and, later, its outcome.
-///
-/// With a small closure and a small result it takes 48 bytes, counts of references included: memory that one
-/// thread takes and another gives back is most of what a small job costs.
-pub(crate) struct JobCell<F, T> {
-    state: Mutex<State<F, T>>,
+/// The body of a job.
+pub(crate) trait Call<T>: Send {
+    fn call(self) -> T;
 }
 
-struct State<F, T> {
-    stage: Stage<F, T>,
-    /// What most jobs never have.
+impl<F: FnOnce() -> T + Send, T> Call<T> for F {
+    fn call(self) -> T {
+        self()
+    }
+}
+
+/// A large body, in memory of its own.
+pub(crate) struct Boxed<C>(pub(crate) Box<C>);
+
+impl<C: Call<T>, T> Call<T> for Boxed<C> {
+    fn call(self) -> T {
+        self.0.call()
+    }
+}
+
+/// The largest body, in bytes, that lies in the cell of its job.
+pub(crate) const SMALL_BODY: usize = 64;
+
+/// A closure and, later, its outcome.
+pub(crate) struct JobCell<C, T> {
+    state: Mutex<State<C, T>>,
+    pool: PoolId,
+    /// When it was submitted, in nanoseconds of the pool's clock.
+    submitted_ns: u64,
+}
+
+struct State<C, T> {
+    stage: Stage<C, T>,
+    /// Rare state, boxed so that most jobs do not pay for it.
     extra: Option<Box<Extra<T>>>,
 }
 
@@ -56,42 +87,51 @@ struct Extra<T> {
     waiter: Option<Waiter<T>>,
     /// When it has waited too long.
     expires: Option<Instant>,
-    /// Whether its cancellation was asked for; for the running job, if it cares to look.
+    /// Whether its cancellation was asked for. The running job may look.
     cancel: bool,
+    /// The span of its submitter, in which it runs.
+    span: Option<Span>,
 }
 
 impl<T> Default for Extra<T> {
     fn default() -> Self {
-        Extra { waiter: None, expires: None, cancel: false }
+        Extra { waiter: None, expires: None, cancel: false, span: None }
     }
 }
 
-impl<F, T> State<F, T> {
-    fn expires(&self) -> Option<Instant> {
-        self.extra.as_ref()?.expires
-    }
+/// What is run of a job.
+struct Claimed<C> {
+    call: C,
+    span: Option<Span>,
+}
 
-    fn pending(&self) -> Pending {
-        Pending { expires: self.expires().filter(|_| matches!(self.stage, Stage::Queued(_))) }
-    }
+enum Stage<C, T> {
+    Queued(C),
+    Running,
+    /// It has ended unrun, and its closure is being dropped.
+    Dropping(Unrun),
+    Ended(Result<T, Box<JobError>>),
+    /// Its outcome was taken, and why it did not run, if so.
+    Taken(Option<Unrun>),
+}
 
+impl<C, T> State<C, T> {
     /// Whether it is queued beyond its deadline.
     fn is_late(&self) -> bool {
         matches!(self.stage, Stage::Queued(_))
-            && self.expires().is_some_and(|expires| Instant::now() >= expires)
+            && self.extra.as_ref().and_then(|extra| extra.expires).is_some_and(|at| Instant::now() >= at)
     }
 
-    /// Tells whoever waits, when the job is about to be started, that its deadline will not end the wait any more:
-    /// a wait without an end belongs on the list of waits.
-    fn now_has_no_deadline(&self) {
-        match self.extra.as_deref() {
-            Some(Extra { expires: Some(_), waiter: Some(Waiter::Thread(thread, None)), .. }) => {
-                thread.unpark();
+    /// Takes the closure of a job that is queued, and the span it runs in.
+    fn claim(&mut self) -> Option<Claimed<C>> {
+        match mem::replace(&mut self.stage, Stage::Running) {
+            Stage::Queued(call) => {
+                Some(Claimed { call, span: self.extra.as_mut().and_then(|extra| extra.span.take()) })
             }
-            Some(Extra { expires: Some(_), waiter: Some(Waiter::Group(audience, number)), .. }) => {
-                audience.begun(*number);
+            other => {
+                self.stage = other;
+                None
             }
-            _ => {}
         }
     }
 
@@ -102,57 +142,38 @@ impl<F, T> State<F, T> {
         }
         mem::replace(&mut self.extra.get_or_insert_default().waiter, waiter)
     }
-}
 
-enum Stage<F, T> {
-    Queued(F),
-    Running,
-    Ended(Result<T, Box<JobError>>),
-    /// Its outcome has been taken. If it never ran, a worker still has to count it so.
-    Taken(Option<Unrun>),
-}
-
-impl<F, T> Stage<F, T> {
     /// Whether a job that has ended failed.
     fn failed(&self) -> Option<bool> {
-        match self {
+        match &self.stage {
             Stage::Ended(outcome) => Some(outcome.is_err()),
             Stage::Taken(unrun) => Some(unrun.is_some()),
-            Stage::Queued(_) | Stage::Running => None,
+            Stage::Queued(_) | Stage::Running | Stage::Dropping(_) => None,
         }
     }
 }
 
-/// Why a job ended without having been run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Unrun {
-    Cancelled,
-    Expired,
-    Aborted,
-}
-
-impl Unrun {
-    fn error(self) -> JobError {
-        match self {
-            Unrun::Cancelled => JobError::Cancelled,
-            Unrun::Expired => JobError::Expired,
-            Unrun::Aborted => JobError::Aborted,
-        }
-    }
-
-    fn outcome(self) -> Outcome {
-        match self {
-            Unrun::Cancelled => Outcome::Cancelled,
-            Unrun::Expired => Outcome::Expired,
-            Unrun::Aborted => Outcome::Aborted,
-        }
+fn error_of(unrun: Unrun) -> JobError {
+    match unrun {
+        Unrun::Cancelled => JobError::Cancelled,
+        Unrun::Expired => JobError::Expired,
+        Unrun::Aborted => JobError::Aborted,
     }
 }
 
-/// Whom to tell of the end. A handle has one user, so a job has one waiter at most.
+fn unrun_of(error: &JobError) -> Option<Unrun> {
+    match error {
+        JobError::Cancelled => Some(Unrun::Cancelled),
+        JobError::Expired => Some(Unrun::Expired),
+        JobError::Aborted => Some(Unrun::Aborted),
+        JobError::Panicked(_) | JobError::Draining => None,
+    }
+}
+
+/// What the end of the job wakes or calls. A handle has one user, so a job has one waiter at most.
 pub(crate) enum Waiter<T> {
-    /// A thread in `join`, and its entry in its pool's list of waits if it has one.
-    Thread(Thread, Option<Listed>),
+    /// A thread in `join`.
+    Thread(Thread),
     /// A task that polled the handle.
     Task(Waker),
     /// A callback, which takes the outcome.
@@ -161,349 +182,470 @@ pub(crate) enum Waiter<T> {
     Group(Arc<dyn Audience>, usize),
 }
 
-/// Whoever waits for several jobs together, and knows each by a number.
+/// A thread that waits for several jobs together, and knows each by a number.
 pub(crate) trait Audience: Send + Sync {
-    /// A job that has a deadline has been started in time. Called under the job's lock.
-    fn begun(&self, number: usize);
     /// A job has ended, and whether it failed.
     fn ended(&self, number: usize, failed: bool);
 }
 
-impl<T> Waiter<T> {
-    /// The waiter without its entry in a list of waits; called under the job's lock.
-    fn crossed_out(self) -> Self {
-        match self {
-            Waiter::Thread(thread, listed) => {
-                drop(listed);
-                Waiter::Thread(thread, None)
-            }
-            other => other,
-        }
-    }
-}
-
 pub(crate) type Callback<T> = Box<dyn FnOnce(Result<T, JobError>) + Send>;
 
-/// An entry in a pool's list of waits, and where that is. It is crossed out when this is dropped, which is to be
-/// done under the lock of what is waited for, so that the list is exact: see `crew.rs`.
-pub(crate) struct Listed(pub(crate) Arc<Identity>, pub(crate) Ticket);
-
-impl Drop for Listed {
-    fn drop(&mut self) {
-        self.0.crew.wait_is_over(self.1);
-    }
-}
-
-/// The worker's side of a job.
-pub(crate) trait Run: Send + Sync {
-    /// Runs the job, unless it has ended; counts it, then tells whoever waits. `orphaned` says whether nobody
-    /// else has the job. Returns whether something of the user's may have run since it was counted, or may when the
-    /// job is dropped.
-    fn run(&self, turn: &mut Turn<'_, Task>, orphaned: &dyn Fn() -> bool) -> bool;
-    /// Ends the job if it is still queued; calls `count` with how it ended before anyone is told.
-    fn abandon(&self, count: &mut dyn FnMut(Outcome));
-    /// Whether its cancellation was asked for.
-    fn cancel_requested(&self) -> bool;
-    /// Asks for its cancellation. Says whether that kept it from running.
-    fn cancel(&self) -> bool;
-}
-
-/// Chooses whom to tell of the end of a job, if anyone, or why not to wait for it.
-pub(crate) type Choose<'a, T> = dyn FnMut(&Pending) -> Result<Option<Waiter<T>>, JobError> + 'a;
-
 /// The handle's side of a job.
-pub(crate) trait Outlook<T>: Send + Sync {
-    /// Takes the outcome of a job that has ended; otherwise asks `waiter`, under the job's lock, for whom to
-    /// tell when it has. An error from `waiter` is passed on.
-    fn take_or_wait(&self, waiter: &mut Choose<'_, T>) -> Option<Result<T, JobError>>;
-    /// Leaves a waiter with a job that has not ended; otherwise says whether it failed.
-    fn watch(&self, waiter: Waiter<T>) -> Result<Pending, bool>;
+pub(crate) trait Outlook<T>: Run {
+    /// Takes the outcome of a job that has ended. Otherwise leaves what `waiter` returns, called under the job's lock,
+    /// to be told of the end.
+    fn take_or_wait(&self, waiter: &mut dyn FnMut() -> Option<Waiter<T>>) -> Option<Result<T, JobError>>;
+    /// Leaves a waiter with a job that has not ended. Otherwise returns whether it failed.
+    fn watch(&self, waiter: Waiter<T>) -> Result<(), bool>;
+    /// Drops a waiter that was left.
+    fn forget_waiter(&self);
+    /// Drops the outcome of a job that has ended, for a handle that is dropped while the job may still be in the queue.
+    fn forget_outcome(&self);
     /// Whether the job has ended, and if it has, whether it failed. Ends a job that waits beyond its deadline.
     fn ended(&self) -> Option<bool>;
     /// Whether the job has ended, and nothing else.
     fn has_ended(&self) -> bool;
-    /// This job as its worker sees it.
-    fn as_run(self: Arc<Self>) -> Arc<dyn Run>;
+    /// Runs the job if it is queued, for a worker of its pool that would wait for it. Returns whether it did.
+    fn run_beside(&self, worker: &Worker) -> bool;
 }
 
-/// What is known of a job that has not ended.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Pending {
-    /// When it will have waited too long, if it has not been started by then.
-    pub(crate) expires: Option<Instant>,
-}
-
-impl<F, T> JobCell<F, T>
-where
-    F: FnOnce() -> T + Send,
-    T: Send,
-{
-    pub(crate) fn new(job: F, expires: Option<Instant>) -> Self {
-        let extra = expires.map(|_| Box::new(Extra { expires, ..Extra::default() }));
-        JobCell { state: Mutex::new(State { stage: Stage::Queued(job), extra }) }
+impl<C: Call<T>, T: Send> JobCell<C, T> {
+    pub(crate) fn new(
+        job: C,
+        expires: Option<Instant>,
+        span: Option<Span>,
+        pool: PoolId,
+        submitted_ns: u64,
+    ) -> Self {
+        let is_rare = expires.is_some() || span.is_some();
+        let extra = is_rare.then(|| Box::new(Extra { expires, span, ..Extra::default() }));
+        JobCell { state: Mutex::new(State { stage: Stage::Queued(job), extra }), pool, submitted_ns }
     }
 
     /// Takes the closure back out of a job that was refused.
-    pub(crate) fn take_back(&self) -> F {
-        match mem::replace(&mut lock(&self.state).stage, Stage::Taken(None)) {
-            Stage::Queued(job) => job,
-            _ => unreachable!("what was refused has not run"),
+    pub(crate) fn take_back(&self) -> C {
+        lock(&self.state).claim().expect("a job that was refused has not run").call
+    }
+
+    /// See [`Run::run`].
+    fn run_body(&self, job: Claimed<C>, account: &mut Account<'_>, orphaned: &dyn Fn() -> bool) -> bool {
+        account.begin();
+        let Claimed { call, span } = job;
+        let call = || match span {
+            None => call.call(),
+            Some(span) => span.in_scope(|| call.call()),
+        };
+        let outcome =
+            catch_unwind(AssertUnwindSafe(call)).map_err(|payload| JobError::Panicked(Panic::new(payload)));
+        let ended = if outcome.is_ok() { Outcome::Completed } else { Outcome::Panicked };
+        let mut state = lock(&self.state);
+        let waiter = match state.set_waiter(None) {
+            Some(Waiter::Callback(callback)) => {
+                state.stage = Stage::Taken(None);
+                drop(state);
+                // The worker is busy with it as long as it lasts, so its time is the job's.
+                quietly(|| callback(outcome));
+                account.end(ended);
+                return false;
+            }
+            waiter => waiter,
+        };
+        let failed = outcome.is_err();
+        if orphaned() {
+            drop(state);
+            // No handle will ask for the outcome. Its destructor may take its time, which is the job's.
+            quietly(|| drop(outcome));
+            account.end(ended);
+            return false;
         }
+        // Counted first, so that a thread that is told finds it counted.
+        account.end(ended);
+        state.stage = Stage::Ended(outcome.map_err(Box::new));
+        drop(state);
+        let told = waiter.is_some();
+        tell(waiter, failed);
+        told || (mem::needs_drop::<T>() || failed) && orphaned()
+    }
+
+    /// Ends the job if it is queued. Returns why it ended unrun, if it did, now or before. `in_queue` says whether the
+    /// job is left in the queue.
+    fn end_unrun(&self, why: Unrun, in_queue: bool) -> Option<Unrun> {
+        let mut state = lock(&self.state);
+        let Some(job) = state.claim() else {
+            return match &state.stage {
+                Stage::Ended(Err(error)) => unrun_of(error),
+                Stage::Taken(unrun) => *unrun,
+                Stage::Dropping(unrun) => Some(*unrun),
+                _ => None,
+            };
+        };
+        state.stage = Stage::Dropping(why);
+        drop(state);
+        if let Some(pool) = identity::find(self.pool) {
+            pool.count_unrun(why);
+            if in_queue {
+                pool.places.has_died();
+            }
+        }
+        quietly(|| drop(job));
+        let mut state = lock(&self.state);
+        let waiter = match state.set_waiter(None) {
+            Some(Waiter::Callback(callback)) => {
+                state.stage = Stage::Taken(Some(why));
+                drop(state);
+                quietly(|| callback(Err(error_of(why))));
+                return Some(why);
+            }
+            waiter => waiter,
+        };
+        state.stage = Stage::Ended(Err(Box::new(error_of(why))));
+        drop(state);
+        tell(waiter, true);
+        Some(why)
     }
 
     /// Locks the state as it has to be at this time: not queued beyond the deadline.
-    fn lock_in_time(&self) -> MutexGuard<'_, State<F, T>> {
+    fn lock_in_time(&self) -> MutexGuard<'_, State<C, T>> {
         let state = lock(&self.state);
         if !state.is_late() {
             return state;
         }
         drop(state);
-        self.end_unrun(Unrun::Expired, &mut |_| ());
+        self.end_unrun(Unrun::Expired, true);
         lock(&self.state)
     }
-
-    /// Takes the callback, if that is the waiter of the job that has just been run, and the outcome as taken.
-    fn take_callback(&self) -> Option<Callback<T>> {
-        let mut state = lock(&self.state);
-        match state.set_waiter(None)? {
-            Waiter::Callback(callback) => {
-                state.stage = Stage::Taken(None);
-                Some(callback)
-            }
-            other => {
-                state.set_waiter(Some(other));
-                None
-            }
-        }
-    }
-
-    /// Ends the job if it is queued. Returns why it ended unrun, if it did, now or before.
-    fn end_unrun(&self, why: Unrun, count: &mut dyn FnMut(Outcome)) -> Option<Unrun> {
-        let mut state = lock(&self.state);
-        match &state.stage {
-            Stage::Queued(_) => {}
-            Stage::Ended(Err(error)) => {
-                let unrun = error.unrun()?;
-                count(unrun.outcome());
-                return Some(unrun);
-            }
-            Stage::Taken(Some(unrun)) => {
-                count(unrun.outcome());
-                return Some(*unrun);
-            }
-            Stage::Running | Stage::Ended(Ok(_)) | Stage::Taken(None) => return None,
-        }
-        count(why.outcome());
-        let before = mem::replace(&mut state.stage, Stage::Running);
-        settle(state, Err(why.error()));
-        // Out of the lock: a destructor may be anything.
-        quietly(|| drop(before));
-        Some(why)
-    }
 }
 
-/// Puts the outcome where the handle finds it, and tells whoever waits. Says whether anyone did.
-fn settle<F, T>(mut state: MutexGuard<'_, State<F, T>>, outcome: Result<T, JobError>) -> bool {
-    let failed = outcome.is_err();
-    let unrun = outcome.as_ref().err().and_then(JobError::unrun);
-    let waiter = state.set_waiter(None);
-    if let Some(Waiter::Callback(callback)) = waiter {
-        state.stage = Stage::Taken(unrun);
-        drop(state);
-        quietly(|| callback(outcome));
-        return true;
-    }
-    state.stage = Stage::Ended(outcome.map_err(Box::new));
-    let waiter = waiter.map(Waiter::crossed_out);
-    drop(state);
+fn tell<T>(waiter: Option<Waiter<T>>, failed: bool) {
     match waiter {
-        None => return false,
-        Some(Waiter::Thread(thread, _)) => thread.unpark(),
+        None => {}
+        Some(Waiter::Thread(thread)) => thread.unpark(),
         Some(Waiter::Task(waker)) => quietly(|| waker.wake()),
         Some(Waiter::Group(audience, number)) => audience.ended(number, failed),
-        Some(Waiter::Callback(_)) => unreachable!("dealt with above"),
+        Some(Waiter::Callback(_)) => unreachable!("a callback takes the outcome"),
     }
-    true
 }
 
-impl<F, T> Run for JobCell<F, T>
-where
-    F: FnOnce() -> T + Send,
-    T: Send,
-{
-    fn run(&self, turn: &mut Turn<'_, Task>, orphaned: &dyn Fn() -> bool) -> bool {
-        let job = {
-            let mut state = lock(&self.state);
-            if matches!(state.stage, Stage::Queued(_)) && !state.is_late() {
-                state.now_has_no_deadline();
-                match mem::replace(&mut state.stage, Stage::Running) {
-                    Stage::Queued(job) => Some(job),
-                    _ => unreachable!("it was queued under this lock"),
-                }
-            } else {
-                None
-            }
-        };
-        let Some(job) = job else {
-            self.end_unrun(Unrun::Expired, &mut |outcome| turn.end(outcome));
-            return true;
-        };
-        turn.begin();
-        let outcome = catch_unwind(AssertUnwindSafe(job)).map_err(|payload| {
-            let message = panic_message(&*payload).to_owned();
-            quietly(|| drop(payload));
-            JobError::Panicked(message)
-        });
-        let ended = if outcome.is_ok() { Outcome::Completed } else { Outcome::Panicked };
-        if let Some(callback) = self.take_callback() {
-            // The worker is busy with it as long as it lasts, so its time is the job's. (One that is hung on
-            // between here and `settle` is called there, after the job was counted.)
-            quietly(|| callback(outcome));
-            turn.end(ended);
-            return false;
-        }
-        if mem::needs_drop::<T>() && orphaned() {
-            // Nobody will ask for the result, and its destructor may take its time: the job's.
-            quietly(|| drop(outcome));
-            turn.end(ended);
-            return false;
-        }
-        // Counted first: whoever is told finds it counted.
-        turn.end(ended);
-        let told = settle(lock(&self.state), outcome);
-        told || mem::needs_drop::<T>() && orphaned()
-    }
-
-    fn abandon(&self, count: &mut dyn FnMut(Outcome)) {
-        self.end_unrun(Unrun::Aborted, count);
-    }
-
-    fn cancel_requested(&self) -> bool {
+impl<C: Call<T>, T: Send> Cancel for JobCell<C, T> {
+    fn is_requested(&self) -> bool {
         lock(&self.state).extra.as_ref().is_some_and(|extra| extra.cancel)
     }
 
     fn cancel(&self) -> bool {
         lock(&self.state).extra.get_or_insert_default().cancel = true;
-        self.end_unrun(Unrun::Cancelled, &mut |_| ()) == Some(Unrun::Cancelled)
+        self.end_unrun(Unrun::Cancelled, true) == Some(Unrun::Cancelled)
     }
 }
 
-impl<F, T> Outlook<T> for JobCell<F, T>
-where
-    F: FnOnce() -> T + Send + 'static,
-    T: Send + 'static,
-{
-    fn take_or_wait(&self, waiter: &mut Choose<'_, T>) -> Option<Result<T, JobError>> {
+impl<C: Call<T>, T: Send> Expires for JobCell<C, T> {
+    fn expire(&self) {
+        drop(self.lock_in_time());
+    }
+
+    fn is_queued(&self) -> bool {
+        matches!(lock(&self.state).stage, Stage::Queued(_))
+    }
+}
+
+impl<C: Call<T>, T: Send> Run for JobCell<C, T> {
+    fn run(&self, account: &mut Account<'_>, orphaned: &dyn Fn() -> bool) -> bool {
+        let mut state = lock(&self.state);
+        if state.is_late() {
+            drop(state);
+            self.end_unrun(Unrun::Expired, false);
+        } else if let Some(job) = state.claim() {
+            drop(state);
+            return self.run_body(job, account, orphaned);
+        } else {
+            account.pool.places.dead_is_gone(1);
+        }
+        false
+    }
+
+    fn run_unqueued(&self, worker: &Worker) {
+        let mut account = Account::beside(&worker.pool, &worker.cell, worker.watch, self.submitted_ns);
+        let job = lock(&self.state).claim().expect("a job that was refused has not run");
+        self.run_body(job, &mut account, &|| false);
+    }
+
+    fn abandon(&self) {
+        self.end_unrun(Unrun::Aborted, false);
+    }
+}
+
+impl<C: Call<T>, T: Send> Outlook<T> for JobCell<C, T> {
+    fn take_or_wait(&self, waiter: &mut dyn FnMut() -> Option<Waiter<T>>) -> Option<Result<T, JobError>> {
         let mut state = self.lock_in_time();
         if matches!(state.stage, Stage::Ended(_)) {
             let Stage::Ended(outcome) = mem::replace(&mut state.stage, Stage::Taken(None)) else {
                 unreachable!("it had ended under this lock");
             };
-            state.stage = Stage::Taken(outcome.as_ref().err().and_then(|error| error.unrun()));
+            state.stage = Stage::Taken(outcome.as_ref().err().and_then(|error| unrun_of(error)));
             return Some(outcome.map_err(|error| *error));
         }
         assert!(!matches!(state.stage, Stage::Taken(_)), "the outcome of this job was taken before");
-        // One that awoke without an end waits anew, and must not stand in the list twice.
-        let before = state.set_waiter(None).map(Waiter::crossed_out);
-        let outcome = match waiter(&state.pending()) {
-            Ok(waiter) => {
-                state.set_waiter(waiter);
-                None
-            }
-            Err(error) => Some(Err(error)),
-        };
+        let before = state.set_waiter(waiter());
         drop(state);
         // Out of the lock: it may be a waker, whose destructor is not ours.
-        drop(before);
-        outcome
+        quietly(|| drop(before));
+        None
     }
 
-    fn watch(&self, waiter: Waiter<T>) -> Result<Pending, bool> {
+    fn watch(&self, waiter: Waiter<T>) -> Result<(), bool> {
         let mut state = self.lock_in_time();
-        if let Some(failed) = state.stage.failed() {
+        if let Some(failed) = state.failed() {
             return Err(failed);
         }
         let before = state.set_waiter(Some(waiter));
-        let pending = state.pending();
         drop(state);
-        drop(before);
-        Ok(pending)
+        quietly(|| drop(before));
+        Ok(())
+    }
+
+    fn forget_waiter(&self) {
+        let before = lock(&self.state).set_waiter(None);
+        quietly(|| drop(before));
+    }
+
+    fn forget_outcome(&self) {
+        let mut state = lock(&self.state);
+        let unrun = match &state.stage {
+            Stage::Ended(Err(error)) => unrun_of(error),
+            Stage::Ended(Ok(_)) => None,
+            _ => return,
+        };
+        let outcome = mem::replace(&mut state.stage, Stage::Taken(unrun));
+        drop(state);
+        quietly(|| drop(outcome));
     }
 
     fn ended(&self) -> Option<bool> {
-        self.lock_in_time().stage.failed()
+        self.lock_in_time().failed()
     }
 
     fn has_ended(&self) -> bool {
-        lock(&self.state).stage.failed().is_some()
+        lock(&self.state).failed().is_some()
     }
 
-    fn as_run(self: Arc<Self>) -> Arc<dyn Run> {
-        self
+    fn run_beside(&self, worker: &Worker) -> bool {
+        let beside = worker.pool.count_beside();
+        let claimed = self.lock_in_time().claim();
+        let Some(job) = claimed else { return false };
+        worker.pool.places.has_died();
+        let mut account = Account::beside(&worker.pool, &worker.cell, worker.watch, self.submitted_ns);
+        self.run_body(job, &mut account, &|| false);
+        drop(beside);
+        // Its place was taken as long as it ran: see `queue.rs`, the part on the bound.
+        worker.pool.places.free();
+        true
     }
 }
 
-/// A job as the queue holds it.
-pub(crate) enum Task {
-    /// There is a handle to it.
-    Handled(Handled),
-    /// There is none.
-    Plain(Box<dyn RunOnce>),
+/// What the queue of a pool holds: a job of any type. A small one lies in the queue itself.
+pub(crate) struct Task<'a>(Slot<'a>);
+
+enum Slot<'a> {
+    Here(Value<dyn Work + 'a, ConstArrayBuf<usize, WORDS>>),
+    There(Box<dyn Work + 'a>),
 }
 
-/// The queue's reference to a job. If it is dropped the job ends as aborted, so that nobody waits for it for
-/// ever.
-pub(crate) struct Handled(Option<Arc<dyn Run>>);
+/// The words of a task that lies in the queue. One is for the pointer to its functions. With the tag and the time of
+/// the submission an entry of the queue then takes 64 bytes, the size of a line of the cache.
+const WORDS: usize = 6;
+
+trait Work: Send {
+    fn run(&mut self, account: &mut Account<'_>);
+    fn abandon(&mut self, pool: &Identity);
+    fn is_dead(&self) -> bool;
+}
+
+impl<'a> Task<'a> {
+    /// A job that has a handle.
+    pub(crate) fn handled(job: Arc<dyn Run>) -> Self {
+        Task::here_or_there(Handled(Some(job)))
+    }
+
+    /// A job of a scope that has a handle.
+    pub(crate) fn scoped(job: Arc<dyn Run + 'a>) -> Self {
+        Task::here_or_there(ScopedHandled(Some(job)))
+    }
+
+    /// A job that has no handle.
+    pub(crate) fn plain(job: Plain<impl Call<()> + 'a>) -> Self {
+        Task::here_or_there(job)
+    }
+
+    /// The same for one that does not fit into the queue.
+    pub(crate) fn boxed(job: Box<Plain<impl Call<()> + 'a>>) -> Self {
+        Task(Slot::There(job))
+    }
+
+    /// The same job, to be run in this span.
+    pub(crate) fn spanned(self, span: Option<Span>) -> Self {
+        match span {
+            None => self,
+            Some(span) => Task(Slot::There(Box::new(Spanned { span, task: Box::new(self) }))),
+        }
+    }
+
+    fn here_or_there<W: Work + 'a>(work: W) -> Self {
+        if const { !fits::<W>() } {
+            return Task(Slot::There(Box::new(work)));
+        }
+        match Value::new_stable(work, |work| work as &(dyn Work + 'a)) {
+            Ok(here) => Task(Slot::Here(here)),
+            Err(work) => Task(Slot::There(Box::new(work))),
+        }
+    }
+
+    fn work(&mut self) -> &mut (dyn Work + 'a) {
+        match &mut self.0 {
+            Slot::Here(work) => &mut **work,
+            Slot::There(work) => &mut **work,
+        }
+    }
+}
+
+/// Whether a job of this type lies in the queue itself. The size of a pointer is also its alignment.
+pub(crate) const fn fits<W>() -> bool {
+    size_of::<W>() <= (WORDS - 1) * size_of::<usize>() && align_of::<W>() <= align_of::<usize>()
+}
+
+/// A closure that has no handle.
+pub(crate) struct Plain<C>(Option<C>);
+
+impl<C> Plain<C> {
+    pub(crate) fn new(job: C) -> Self {
+        Plain(Some(job))
+    }
+
+    pub(crate) fn take_back(self) -> C {
+        self.0.expect("a job that was refused has not run")
+    }
+}
+
+/// A task that runs in a span of its submitter, for jobs without a handle.
+struct Spanned<'a> {
+    span: Span,
+    task: Box<Task<'a>>,
+}
+
+impl Work for Spanned<'_> {
+    fn run(&mut self, account: &mut Account<'_>) {
+        self.span.in_scope(|| self.task.work().run(account));
+    }
+
+    fn abandon(&mut self, pool: &Identity) {
+        self.task.work().abandon(pool);
+    }
+
+    fn is_dead(&self) -> bool {
+        self.task.is_dead()
+    }
+}
+
+impl<C: Call<()>> Plain<C> {
+    /// Runs a job that was refused for want of room, for a worker of its pool.
+    pub(crate) fn run_unqueued(mut self, worker: &Worker, submitted_ns: u64) {
+        let mut account = Account::beside(&worker.pool, &worker.cell, worker.watch, submitted_ns);
+        let returned = catch_unwind(AssertUnwindSafe(|| self.run(&mut account)));
+        account.end_if_begun(outcome_of(returned));
+    }
+}
+
+impl<C: Call<()>> Work for Plain<C> {
+    fn run(&mut self, account: &mut Account<'_>) {
+        account.begin();
+        if let Some(job) = self.0.take() {
+            job.call();
+        }
+    }
+
+    fn abandon(&mut self, pool: &Identity) {
+        // Counted first: a destructor may be slow, or panic.
+        pool.count_unrun(Unrun::Aborted);
+        drop(self.0.take());
+    }
+
+    fn is_dead(&self) -> bool {
+        false
+    }
+}
+
+/// The queue's reference to a job. If it is dropped the job ends as aborted, so that no thread waits for it for ever.
+struct Handled(Option<Arc<dyn Run>>);
+
+impl Work for Handled {
+    fn run(&mut self, account: &mut Account<'_>) {
+        if let Some(job) = self.0.take() {
+            let run = |job: &Arc<dyn Run>, ours| job.run(account, &|| Arc::strong_count(job) <= ours);
+            if current::with_job(job, run) {
+                account.tarried();
+            }
+        }
+    }
+
+    fn abandon(&mut self, _pool: &Identity) {
+        if let Some(job) = self.0.take() {
+            job.abandon();
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.0.as_ref().is_none_or(|job| !job.is_queued())
+    }
+}
 
 impl Drop for Handled {
     fn drop(&mut self) {
         if let Some(job) = self.0.take() {
-            job.abandon(&mut |_| ());
+            job.abandon();
         }
     }
 }
 
-/// A closure that nobody has a handle to.
-pub(crate) trait RunOnce: Send {
-    fn run(self: Box<Self>);
-    fn into_any(self: Box<Self>) -> Box<dyn Any>;
-}
+/// As [`Handled`]. A job that borrows cannot be the thread's current one, which has no lifetime.
+struct ScopedHandled<'a>(Option<Arc<dyn Run + 'a>>);
 
-impl<F: FnOnce() + Send + 'static> RunOnce for F {
-    fn run(self: Box<Self>) {
-        self();
-    }
-
-    fn into_any(self: Box<Self>) -> Box<dyn Any> {
-        self
-    }
-}
-
-impl Task {
-    pub(crate) fn handled(job: Arc<dyn Run>) -> Self {
-        Task::Handled(Handled(Some(job)))
-    }
-
-    pub(crate) fn plain<F: FnOnce() + Send + 'static>(job: F) -> Self {
-        Task::Plain(Box::new(job))
-    }
-
-    /// Takes the closure back out of a plain job that was refused.
-    pub(crate) fn take_back<F: 'static>(self) -> F {
-        let Task::Plain(job) = self else { unreachable!("it went in as a plain job") };
-        *job.into_any().downcast().expect("it went in with this type")
-    }
-}
-
-impl Job for Task {
-    fn abandon(self, count: &mut dyn FnMut(Outcome)) {
-        match self {
-            Task::Handled(mut handled) => {
-                if let Some(job) = handled.0.take() {
-                    job.abandon(count);
-                }
+impl Work for ScopedHandled<'_> {
+    fn run(&mut self, account: &mut Account<'_>) {
+        if let Some(job) = self.0.take() {
+            let tarried = job.run(account, &|| Arc::strong_count(&job) <= 1);
+            drop(job);
+            if tarried {
+                account.tarried();
             }
-            Task::Plain(_closure) => count(Outcome::Aborted),
+        }
+    }
+
+    fn abandon(&mut self, _pool: &Identity) {
+        if let Some(job) = self.0.take() {
+            job.abandon();
+        }
+    }
+
+    fn is_dead(&self) -> bool {
+        self.0.as_ref().is_none_or(|job| !job.is_queued())
+    }
+}
+
+impl Drop for ScopedHandled<'_> {
+    fn drop(&mut self) {
+        if let Some(job) = self.0.take() {
+            job.abandon();
+        }
+    }
+}
+
+impl Job for Task<'_> {
+    fn abandon(mut self, pool: &Identity) {
+        self.work().abandon(pool);
+    }
+
+    fn is_dead(&self) -> bool {
+        match &self.0 {
+            Slot::Here(work) => work.is_dead(),
+            Slot::There(work) => work.is_dead(),
         }
     }
 }
@@ -511,176 +653,37 @@ impl Job for Task {
 /// Runs closures.
 pub(crate) struct Runner;
 
-impl Handler<Task> for Runner {
-    fn run(&mut self, task: Task, turn: &mut Turn<'_, Task>) {
-        match task {
-            Task::Handled(mut handled) => {
-                if let Some(job) = handled.0.take() {
-                    let tarried =
-                        current::with_job(job, |job| job.run(turn, &|| Arc::strong_count(job) == 1));
-                    if tarried {
-                        turn.tarried();
-                    }
-                }
-            }
-            Task::Plain(job) => {
-                turn.begin();
-                current::with_plain_job(|| job.run());
-            }
-        }
+impl<'a> Handler<Task<'a>> for Runner {
+    fn run(&mut self, mut task: Task<'a>, turn: &mut Turn<'_, Task<'a>>) {
+        task.work().run(&mut turn.account);
     }
 }
 
-#[cfg(all(test, millpond_loom))]
-mod model {
-    use loom::sync::atomic::{AtomicUsize, Ordering};
-    use loom::thread;
-
+#[cfg(test)]
+mod tests {
     use super::*;
-    use crate::clock::Clock;
-    use crate::pool::JobHandle;
-    use crate::pool::queue::Queue;
-    use crate::pool::worker::{self, Watch, WorkerCell};
 
-    /// A pool without its threads: what they do, the model's threads do.
-    struct Bench {
-        pool: Arc<Identity>,
-        queue: Queue<Task>,
-    }
-
-    impl Bench {
-        fn new(workers: usize) -> Arc<Self> {
-            let pool = Arc::new(Identity::new("model".to_owned()));
-            (0..pool.crew.want(workers)).for_each(|_| pool.crew.enter());
-            Arc::new(Bench { pool, queue: Queue::new(4, 0) })
-        }
-
-        fn make<T, F>(&self, job: F) -> (JobHandle<T>, Task)
-        where
-            T: Send + 'static,
-            F: FnOnce() -> T + Send + 'static,
-        {
-            let job = Arc::new(JobCell::new(job, None));
-            let task = Task::handled(Arc::clone(&job) as Arc<dyn Run>);
-            (JobHandle { job, pool: self.pool.id }, task)
-        }
-
-        fn push(&self, task: Task) {
-            assert!(self.queue.push(task, 1).is_ok(), "there is room");
-        }
-
-        fn submit<T, F>(&self, job: F) -> JobHandle<T>
-        where
-            T: Send + 'static,
-            F: FnOnce() -> T + Send + 'static,
-        {
-            let (handle, task) = self.make(job);
-            self.push(task);
-            handle
-        }
-
-        /// Runs what is queued, as a worker does.
-        fn work(&self) {
-            let _current = current::enter(&self.pool);
-            let (cell, watch) = (WorkerCell::new(), Watch { clock: Clock::start(), runs: false });
-            while let Some(queued) = self.queue.try_take() {
-                worker::run(&self.queue, watch, &cell, &mut Runner, queued, 1);
-            }
-        }
+    #[test]
+    fn a_small_job_takes_64_bytes_of_the_queue() {
+        assert_eq!(size_of::<super::super::queue::Queued<Task<'static>>>(), 64);
+        let words = [7_usize; 4];
+        let small = move || assert_eq!(words, [7; 4]);
+        assert!(fits::<Handled>() && matches!(Task::plain(Plain::new(small)).0, Slot::Here(_)));
+        let words = [7_usize; 5];
+        let large = move || assert_eq!(words, [7; 5]);
+        assert!(matches!(Task::plain(Plain::new(large)).0, Slot::There(_)));
     }
 
     #[test]
-    fn a_join_is_told_of_the_end_model() {
-        loom::model(|| {
-            let bench = Bench::new(1);
-            let job = bench.submit(|| 7);
-            let worker = thread::spawn({
-                let bench = Arc::clone(&bench);
-                move || bench.work()
-            });
-            assert_eq!(job.join(), Ok(7));
-            worker.join().expect("the worker");
-        });
-    }
-
-    #[test]
-    fn a_job_is_run_or_cancelled_and_its_handle_says_which_model() {
-        loom::model(|| {
-            let bench = Bench::new(1);
-            let ran = Arc::new(AtomicUsize::new(0));
-            let seen = Arc::clone(&ran);
-            let job = bench.submit(move || seen.fetch_add(1, Ordering::SeqCst));
-            let token = job.cancel_token();
-            let threads = [
-                thread::spawn({
-                    let bench = Arc::clone(&bench);
-                    move || {
-                        bench.work();
-                        true
-                    }
-                }),
-                thread::spawn(move || token.cancel()),
-            ];
-            let outcome = job.join();
-            let [_, cancelled] = threads.map(|thread| thread.join().expect("a thread"));
-            let expected = if cancelled { Err(JobError::Cancelled) } else { Ok(0) };
-            assert_eq!((outcome, ran.load(Ordering::SeqCst)), (expected, usize::from(!cancelled)));
-        });
-    }
-
-    #[test]
-    fn a_callback_is_called_once_model() {
-        loom::model(|| {
-            let bench = Bench::new(1);
-            let called = Arc::new(AtomicUsize::new(0));
-            let (job, seen) = (bench.submit(|| 3), Arc::clone(&called));
-            let worker = thread::spawn({
-                let bench = Arc::clone(&bench);
-                move || bench.work()
-            });
-            job.on_done(move |outcome| {
-                assert_eq!(outcome, Ok(3));
-                seen.fetch_add(1, Ordering::SeqCst);
-            });
-            worker.join().expect("the worker");
-            assert_eq!(called.load(Ordering::SeqCst), 1);
-        });
-    }
-
-    /// Two workers, each with a job that joins another that stands behind both: exactly one is told that this
-    /// cannot end, and then everything ends.
-    #[test]
-    fn of_workers_that_wait_for_their_own_pool_exactly_one_is_told_model() {
-        let mut model = loom::model::Builder::new();
-        // Every interleaving with up to this many forced switches; without a bound there are too many.
-        model.preemption_bound = Some(3);
-        model.check(|| {
-            let bench = Bench::new(2);
-            let told = Arc::new(AtomicUsize::new(0));
-            let ((one, first), (two, second)) = (bench.make(|| 5), bench.make(|| 5));
-            for inner in [one, two] {
-                let told = Arc::clone(&told);
-                drop(bench.submit(move || {
-                    // A wake-up without an end.
-                    thread::current().unpark();
-                    match inner.join() {
-                        Ok(value) => assert_eq!(value, 5),
-                        Err(error) => {
-                            assert_eq!(error, JobError::Deadlock { pool: "model".to_owned() });
-                            told.fetch_add(1, Ordering::SeqCst);
-                        }
-                    }
-                }));
-            }
-            bench.push(first);
-            bench.push(second);
-            let worker = thread::spawn({
-                let bench = Arc::clone(&bench);
-                move || bench.work()
-            });
-            bench.work();
-            worker.join().expect("the worker");
-            assert_eq!(told.load(Ordering::SeqCst), 1);
-        });
+    fn a_job_that_needs_a_greater_alignment_does_not_lie_in_the_queue() {
+        #[repr(align(16))]
+        struct Aligned(u8);
+        let aligned = Aligned(7);
+        let job = move || {
+            // All of it is captured, and not the number alone.
+            let whole = &aligned;
+            assert_eq!(whole.0, 7);
+        };
+        assert!(matches!(Task::plain(Plain::new(job)).0, Slot::There(_)));
     }
 }

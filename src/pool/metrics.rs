@@ -7,10 +7,14 @@
 //!
 //! - A job pushed after the first step may already be counted as taken. Then the taken jobs are the truer count of
 //!   submissions, so the larger of the two is reported. Both only rise, so the report does too.
-//! - The depth is the number of submitted jobs that were not taken. It is never negative.
-//! - A worker that has taken a job and has not counted it yet makes the depth one too large. If the depth exceeds the
-//!   capacity for that reason, the excess counts as busy, because a worker has it in hand. If all workers are busy, an
-//!   abort has it in hand, and it counts as aborted.
+//! - The depth is the number of submitted jobs that have not ended and that no worker runs. It is never negative.
+//! - A queue takes more jobs than its capacity if workers are idle, one for each of them; see `queue.rs`, the part on
+//!   the bound. Those workers have not counted the jobs as taken yet. So if the depth exceeds the capacity, the excess
+//!   counts as busy. That part of `queue.rs` shows that there are as many idle workers, or as many that have just left;
+//!   those count as workers until their job has ended.
+//! - A worker that runs a job beside its own, which waits meanwhile, counts as one busy worker. The other of the two
+//!   jobs counts as waiting. It holds a place in the queue, unless it was never in the queue; such a job is counted
+//!   when it ends.
 //!
 //! The number of workers is read before the cells and again after them, and the larger is reported. A worker found busy
 //! is in one of the two, whether workers come or leave meanwhile. So the busy workers are never more than the workers.
@@ -25,13 +29,14 @@
 //! up in 128 bits, and rounded up to microseconds, of which 64 bits hold 58 years of 10,000 busy workers. Rounding
 //! keeps the order, and rounding up keeps the busy time no shorter than the sum of the jobs' durations.
 
+use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Meter;
-use super::worker::{Occupation, WorkerReading, busy_ns};
-use super::workers::Shared;
+use super::account::{Occupation, WorkerReading, busy_ns};
+use super::identity::{PoolId, Unrun};
+use super::shared::{Job, Shared};
 use crate::clock;
 use crate::metrics::{LATENCY_BOUNDS_NS, Page, Reading, Source};
 
@@ -44,7 +49,7 @@ pub struct Stats {
     pub workers: usize,
     /// Workers that now run a job.
     pub busy: usize,
-    /// Jobs waiting.
+    /// Jobs waiting, with those that a worker has set aside to run another.
     pub queue_depth: u64,
     /// Most jobs that may wait.
     pub queue_capacity: usize,
@@ -68,7 +73,7 @@ pub struct Stats {
     pub expired: u64,
     /// Jobs dropped from the queue by an abort.
     pub aborted: u64,
-    /// Submissions refused because the queue was full, including those that would have waited for ever.
+    /// Submissions refused because the queue was full.
     pub rejected_full: u64,
     /// Submissions refused because the pool was draining.
     pub rejected_draining: u64,
@@ -93,6 +98,31 @@ impl Stats {
     /// Submissions refused, by the reason's name.
     pub(crate) fn rejected(&self) -> [(&'static str, u64); 2] {
         [("full", self.rejected_full), ("draining", self.rejected_draining)]
+    }
+}
+
+/// A table of all numbers, one line for each subject, for a log or a terminal.
+impl fmt::Display for Stats {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Stats { workers, busy, longest_running, busy_time, .. } = self;
+        writeln!(
+            f,
+            "workers    {busy} of {workers} busy, the longest for {longest_running:.3?}; {busy_time:.3?} in jobs"
+        )?;
+        let Stats { queue_depth, queue_capacity, queue_oldest_age, .. } = self;
+        writeln!(
+            f,
+            "queue      {queue_depth} waiting, the oldest for {queue_oldest_age:.3?}; capacity {queue_capacity}"
+        )?;
+        write!(f, "jobs       {} submitted", self.submitted)?;
+        for (outcome, count) in self.ended() {
+            write!(f, ", {count} {outcome}")?;
+        }
+        write!(f, "\nrejected  ")?;
+        let reasons = self.rejected().map(|(reason, count)| format!(" {count} {reason}"));
+        writeln!(f, "{}", reasons.join(","))?;
+        writeln!(f, "wait       {}", self.queue_wait)?;
+        write!(f, "duration   {}", self.job_duration)
     }
 }
 
@@ -121,6 +151,39 @@ impl Durations {
         clock::duration(self.0.sum_ns)
     }
 
+    /// Their mean, `None` if none was counted.
+    #[must_use]
+    pub fn mean(&self) -> Option<Duration> {
+        let count = self.count();
+        (count > 0).then(|| clock::duration(self.0.sum_ns / u128::from(count)))
+    }
+
+    /// An estimate of the duration that the part `q` of all durations do not exceed, from 0 to 1: 0.5 for the median.
+    /// `None` if none was counted, or if `q` is out of that range.
+    ///
+    /// The counts say between which two of the limits of [`cumulative`](Durations::cumulative) the duration lies. The
+    /// estimate takes the durations between the two as evenly spread, as `histogram_quantile` of Prometheus does. So it
+    /// is off by the distance of the two at most, which is a factor of 2 to 2.5 between 10 microseconds and 10 seconds,
+    /// and 6 after that. Beyond the last limit it is that limit, a minute.
+    #[must_use]
+    #[expect(clippy::cast_precision_loss, reason = "an estimate does not need the last bits of a count")]
+    pub fn quantile(&self, q: f64) -> Option<Duration> {
+        let count = self.count();
+        if count == 0 || !(0.0..=1.0).contains(&q) {
+            return None;
+        }
+        let rank = q * count as f64;
+        let mut lower = (Duration::ZERO, 0);
+        for upper in self.cumulative() {
+            if upper.1 as f64 >= rank && upper.1 > lower.1 {
+                let part = (rank - lower.1 as f64) / (upper.1 - lower.1) as f64;
+                return Some(lower.0 + (upper.0 - lower.0).mul_f64(part.clamp(0.0, 1.0)));
+            }
+            lower = upper;
+        }
+        Some(lower.0)
+    }
+
     /// For each of some limits, ascending, from 10 microseconds to a minute: how many durations were no longer.
     pub fn cumulative(&self) -> impl Iterator<Item = (Duration, u64)> + '_ {
         let limits = self.0.bounds_ns.iter().map(|ns| Duration::from_nanos(*ns));
@@ -132,7 +195,18 @@ impl Durations {
     }
 }
 
-impl<J> Shared<J> {
+impl fmt::Display for Durations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(mean) = self.mean() else { return f.write_str("none counted") };
+        write!(f, "mean {mean:.3?}")?;
+        for (name, q) in [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)] {
+            write!(f, ", {name} {:.3?}", self.quantile(q).unwrap_or_default())?;
+        }
+        write!(f, " of {}", self.count())
+    }
+}
+
+impl<J: Job> Shared<J> {
     /// How many workers there are, with the helper.
     fn workers_now(&self) -> usize {
         self.pool.crew.workers() + usize::from(self.helps.load(Ordering::Acquire))
@@ -140,7 +214,6 @@ impl<J> Shared<J> {
 
     pub(super) fn read_stats(&self) -> Stats {
         let pushed = self.queue.pushed();
-        let dropped = |count: &AtomicU64| count.load(Ordering::Acquire);
         let mut stats = Stats {
             workers: self.workers_now(),
             busy: 0,
@@ -152,9 +225,9 @@ impl<J> Shared<J> {
             submitted: 0,
             completed: 0,
             panicked: 0,
-            cancelled: dropped(&self.dropped.cancelled),
-            expired: dropped(&self.dropped.expired),
-            aborted: dropped(&self.dropped.aborted),
+            cancelled: self.pool.unrun(Unrun::Cancelled),
+            expired: self.pool.unrun(Unrun::Expired),
+            aborted: self.pool.unrun(Unrun::Aborted),
             rejected_full: self.rejected_full.load(Ordering::Relaxed),
             rejected_draining: self.rejected_draining.load(Ordering::Relaxed),
             queue_wait: Durations::none(),
@@ -167,8 +240,6 @@ impl<J> Shared<J> {
             stats.busy += usize::from(busy);
             stats.completed += ended.completed;
             stats.panicked += ended.panicked;
-            stats.cancelled += ended.cancelled;
-            stats.expired += ended.expired;
             cell.queue_wait.add_to(&mut stats.queue_wait.0);
             cell.job_duration.add_to(&mut stats.job_duration.0);
             let word = cell.busy_word();
@@ -178,19 +249,16 @@ impl<J> Shared<J> {
                 started_ns = started_ns.into_iter().chain([since_ns]).min();
             }
         }
-        // Workers may have come since the first step.
-        stats.workers = stats.workers.max(self.workers_now()).max(stats.busy);
-        let now_ns = self.watch.now_ns();
         let ended = stats.completed + stats.panicked + stats.cancelled + stats.expired + stats.aborted;
         let taken = ended + stats.busy as u64;
-        stats.submitted = pushed.near(taken).max(taken);
+        stats.submitted = pushed.max(taken);
         let not_taken = stats.submitted - taken;
         stats.queue_depth = not_taken.min(stats.queue_capacity as u64);
-        let in_hand = not_taken - stats.queue_depth;
-        let by_workers = in_hand.min((stats.workers - stats.busy) as u64);
-        stats.busy += usize::try_from(by_workers).unwrap_or(0);
-        stats.aborted += in_hand - by_workers;
-        stats.queue_oldest_age = Duration::from_nanos(self.oldest_age_ns(stats.queue_depth, taken, now_ns));
+        stats.busy += usize::try_from(not_taken - stats.queue_depth).unwrap_or(0);
+        // Workers may have come since the first step.
+        stats.workers = stats.workers.max(self.workers_now()).max(stats.busy);
+        stats.queue_oldest_age = if stats.queue_depth == 0 { Duration::ZERO } else { self.read_oldest_age() };
+        let now_ns = self.watch.now_ns();
         stats.longest_running =
             Duration::from_nanos(started_ns.map_or(0, |since| now_ns.saturating_sub(since)));
         let busy_us = u64::try_from(busy_ns_total.div_ceil(1000)).unwrap_or(u64::MAX);
@@ -200,12 +268,11 @@ impl<J> Shared<J> {
     }
 
     pub(super) fn read_oldest_age(&self) -> Duration {
-        let pushed = self.queue.pushed();
-        let dropped = [&self.dropped.cancelled, &self.dropped.expired, &self.dropped.aborted];
-        let taken = self.cells().iter().chain(&self.helper).map(|cell| cell.read().taken()).sum::<u64>()
-            + dropped.iter().map(|count| count.load(Ordering::Acquire)).sum::<u64>();
-        let depth = pushed.near(taken).saturating_sub(taken);
-        Duration::from_nanos(self.oldest_age_ns(depth, taken, self.watch.now_ns()))
+        if !self.watch.runs {
+            return Duration::ZERO;
+        }
+        let oldest_ns = self.queue.oldest_ns(J::is_dead);
+        Duration::from_nanos(oldest_ns.map_or(0, |oldest_ns| self.watch.now_ns().saturating_sub(oldest_ns)))
     }
 
     /// What each worker does, and how many jobs it has taken; empty if no worker is left.
@@ -215,10 +282,21 @@ impl<J> Shared<J> {
         }
         self.cells().iter().chain(&self.helper).map(|cell| (cell.occupation(), cell.read().taken())).collect()
     }
+}
 
-    fn oldest_age_ns(&self, depth: u64, taken: u64, now_ns: u64) -> u64 {
-        if depth == 0 || !self.watch.runs { 0 } else { self.queue.oldest_age_ns(taken, now_ns) }
-    }
+/// The numbers of a pool, without the type of its jobs.
+pub(crate) trait Meter: Send + Sync {
+    /// Tells the pool from others.
+    fn id(&self) -> PoolId;
+    /// The pool's name.
+    fn name(&self) -> &str;
+    /// See [`Pool::stats`](crate::Pool::stats).
+    fn stats(&self) -> Stats;
+    /// See [`Pool::oldest_age`](crate::Pool::oldest_age).
+    fn oldest_age(&self) -> Duration;
+    /// What each worker does, by its number, and how many jobs it has taken. Workers that left after a resize are among
+    /// them. Takes no lock that a worker waits for.
+    fn workers(&self) -> Vec<(Occupation, u64)>;
 }
 
 /// The pool as a source of metrics.
@@ -302,7 +380,7 @@ impl Source for PoolMetrics {
 mod tests {
     use super::*;
     use crate::metrics::Latency;
-    use crate::pool::worker::WorkerCell;
+    use crate::pool::account::WorkerCell;
     use crate::pool::{MAX_WORKERS, Pool};
 
     #[test]
@@ -332,7 +410,7 @@ mod tests {
     #[test]
     fn the_busy_time_of_ten_thousand_workers_rises_for_ten_years_and_more() {
         let pool = pool_at_rest();
-        let shared = pool.workers.shared();
+        let shared = pool.engine.workers.shared();
         let cells: Vec<_> = (0..MAX_WORKERS).map(|_| Arc::new(WorkerCell::new())).collect();
         shared.add_cells(cells.iter().cloned());
         let (mut last, mut total_ns) = (pool.stats().busy_time, 0);
@@ -367,7 +445,7 @@ mod tests {
         let pool = pool_at_rest();
         let cells: Vec<_> = (0..MAX_WORKERS).map(|_| Arc::new(WorkerCell::new())).collect();
         cells.iter().for_each(|cell| cell.job_duration.observe(10 * YEAR_NS));
-        pool.workers.shared().add_cells(cells);
+        pool.engine.workers.shared().add_cells(cells);
         let sum = Duration::from_nanos(10 * YEAR_NS) * 10_000;
         assert_eq!(pool.stats().job_duration.sum(), sum);
         let line = format!("millpond_pool_job_duration_seconds_sum{{pool=\"old\"}} {}", sum.as_secs());
@@ -375,11 +453,10 @@ mod tests {
         assert!(text.lines().any(|found| found == line), "no line {line} in\n{text}");
     }
 
-    /// The count of pushes in the queue is modulo 2^48.
     #[test]
-    fn more_jobs_than_the_queue_can_count_are_counted() {
+    fn more_jobs_than_48_bits_can_count_are_counted() {
         let pool = pool_at_rest();
-        let shared = pool.workers.shared();
+        let shared = pool.engine.workers.shared();
         let before = (1 << 48) - 2;
         let cell = Arc::new(WorkerCell::new());
         cell.pretend_completed(before);

@@ -2,93 +2,127 @@
 //!
 //! # What it guarantees
 //!
-//! - **Bounded.** A [`Pool`] has a queue of fixed capacity. If it is full, the submitter has a choice:
-//!   [`submit`](Pool::submit) blocks, [`submit_timeout`](Pool::submit_timeout) gives up, and
-//!   [`try_submit`](Pool::try_submit) rejects. A rejected job comes back to the submitter.
+//! - **Bounded.** In the queue of a [`Pool`] at most a fixed number of jobs wait. If it is full, the submitter has a
+//!   choice: [`submit`](Pool::submit) blocks, [`submit_async`](Pool::submit_async) awaits room,
+//!   [`submit_timeout`](Pool::submit_timeout) gives up, and [`try_submit`](Pool::try_submit) rejects. A rejected job
+//!   comes back to the submitter.
 //! - **First in, first out.** Workers take jobs in the order in which they were admitted.
 //! - **An admitted job ends exactly once**: it is completed, it panics, it is cancelled, it expires, or it is
 //!   aborted. The pool counts that outcome, and the job's handle reports it. A panic ends its job, never its worker.
+//! - **An admitted job is not lost because of what is dropped.** The workers finish the queue whether the pool is
+//!   drained, closed or dropped, even by a panicking thread. A job is dropped unrun only by [`Pool::abort`], a drain's
+//!   timeout, a cancellation or its deadline.
 //! - **The numbers are true.** They come from [`Pool::stats`] and the collector of [`Pool::collector`]. At every
 //!   moment, and not only at rest, they satisfy `submitted = completed + panicked + cancelled + expired + aborted +
 //!   queue_depth + busy`, `busy <= workers`, and `queue_depth <= queue_capacity`. Time spent in jobs includes the
-//!   running ones, and ages rise although nothing ends. If a job ran, a thread that has joined it finds it counted. If
-//!   a job was cancelled or expired, it is counted when a worker comes to its place in the queue.
-//! - **A drain loses no job.** [`Pool::drain`] stops admission, finishes the admitted jobs, and ends early when no job
-//!   is left. [`Pool::resize`] loses no job either.
-//! - **No silent deadlock.** A worker that would wait for ever for its own pool gets an error instead of a hang. This
-//!   holds for `join`, for a group, and for a wait for room in the queue. A wait with a timeout ends at its timeout.
-//!   The pool does not detect circles through several pools, or an executor that polls handles on a worker. Nor does it
-//!   detect a job that resizes its pool while a new worker's first step waits for that job. The same is true if that
-//!   step waits for another job that needs the worker of the first.
+//!   running ones, and ages rise although nothing ends. A thread that has joined a job finds it counted. A job that is
+//!   cancelled or expires is counted at once, and its place is free for another.
+//! - **Jobs may wait for jobs of their own pool**, however few workers it has: a worker that would wait runs the job
+//!   itself. A worker that submits to its own full queue runs that job itself. [`JobHandle`] says what can still wait
+//!   for ever.
 //!
 //! # The rooms
 //!
-//! In reading order, from the types that a user holds down to the queue.
+//! In reading order, from the types that a user holds down to the queue. A module imports only from those below it.
 //!
 //! | module | what |
 //! | --- | --- |
-//! | `map`, `group` | many jobs at once |
-//! | `handle` | the submitter's side of a job: outcomes, errors, cancellation |
+//! | `scoped` | a pool whose jobs may borrow |
+//! | `map` | a job for each of many items |
+//! | `submit` | how closures are submitted |
+//! | `workers` | the number of workers, drain: the engine, for any type of job |
+//! | `group` | waits for several jobs together |
+//! | `handle` | the submitter's side of a job |
 //! | `job` | a closure, its outcome, and the states of a job |
-//! | `workers` | admission, the number of workers, drain: the engine, for any type of job |
-//! | `worker` | one worker and its accounts |
+//! | `worker` | one worker's loop |
 //! | `metrics` | all accounts in one reading |
-//! | `current`, `crew` | which pool the calling thread works for; which workers wait for which jobs |
-//! | `queue` | the queue, and the waking of workers that sleep |
+//! | `shared` | admission, and what submitters, workers and readers share |
+//! | `block_on`, `current` | whether the calling thread is a worker, and which job it runs |
+//! | `account` | the cells in which workers count, and the account of one job |
+//! | `identity`, `crew`, `agenda` | the stage of a pool, its number of workers, its deadlines |
+//! | `queue`, `places` | the queue, its bound, and the waking of workers that sleep |
+//! | `errors`, `limits` | the error types; bounds and defaults |
 
+#![cfg_attr(
+    millpond_loom,
+    expect(
+        dead_code,
+        unused_imports,
+        reason = "a model has no clock, no scope, and no task that awaits room"
+    )
+)]
+
+mod account;
+mod agenda;
+#[cfg(not(millpond_loom))]
+mod block_on;
 mod crew;
 mod current;
+mod errors;
 mod group;
 mod handle;
+mod identity;
 mod job;
+mod limits;
 mod map;
 mod metrics;
 #[cfg(all(test, millpond_loom))]
 mod model;
+mod places;
 mod queue;
+#[cfg(not(millpond_loom))]
+mod scoped;
+mod shared;
+mod submit;
 mod worker;
 mod workers;
 
-use std::any::Any;
 use std::fmt;
-use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use prometheus::Registry;
 
+pub(crate) use self::account::Occupation;
+#[cfg(not(millpond_loom))]
+pub use self::block_on::block_on;
+pub(crate) use self::errors::quietly;
+pub use self::errors::{InitError, JobError, MapError, Panic, PoolError, Rejected, Returned, panic_message};
 pub use self::group::{AsCompleted, Until, as_completed, wait};
-pub use self::handle::{CancelToken, JobError, JobHandle};
-use self::job::{JobCell, Run, Runner, Task};
-pub use self::map::Map;
+pub use self::handle::{CancelOnDrop, CancelToken, JobHandle};
+pub(crate) use self::identity::{Identity, Unrun};
+use self::job::{Call, Runner};
+pub use self::limits::{DEFAULT_QUEUE_CAPACITY, DEFAULT_STACK_SIZE, MAX_QUEUE_CAPACITY, MAX_WORKERS};
+pub use self::map::{Map, MapUnordered};
+pub(crate) use self::metrics::Meter;
 pub use self::metrics::{Durations, Stats};
-pub(crate) use self::worker::{Handler, Job, Occupation, Outcome, Turn, quietly};
-pub use self::workers::InitError;
-pub(crate) use self::workers::{Helper, Patience, Settings, Workers};
+#[cfg(not(millpond_loom))]
+pub use self::scoped::{ScopedHandle, ScopedPool};
+pub(crate) use self::shared::{Job, Patience};
+use self::submit::{Engine, Owned};
+pub(crate) use self::worker::{Handler, Turn};
+pub use self::workers::Drained;
+pub(crate) use self::workers::{Helper, Hooks, Settings, Workers};
 use crate::clock::Clock;
-
-/// The most workers a pool may have. Each is a thread, and a scrape looks at all of them.
-pub const MAX_WORKERS: usize = 10_000;
-
-/// The most jobs a queue may hold. The queue takes its memory at the start, and a queue of this capacity takes some
-/// gigabytes.
-pub const MAX_QUEUE_CAPACITY: usize = 100_000_000;
-
-/// The default size of a worker's stack, in bytes. It is the size that std gives a thread, because the pool does not
-/// know what its closures need. Only the touched part of a stack takes memory.
-pub const DEFAULT_STACK_SIZE: usize = 2 * 1024 * 1024;
-
-/// The default capacity of a pool's queue, in jobs. It is enough for a burst, and small enough that a submitter feels
-/// backpressure when the workers fall behind.
-pub const DEFAULT_QUEUE_CAPACITY: usize = 1024;
 
 /// A bounded pool of named worker threads that run closures, and may block.
 ///
-/// Dropping a pool drains it, and the drop blocks until every admitted job has ended. In a panicking thread it
-/// aborts instead. [`drain`](Pool::drain) with a timeout, or [`abort`](Pool::abort), returns sooner.
+/// # Dropping it
 ///
-/// A pool may be shared by reference or in an [`Arc`]. If the last owner is one of the pool's own jobs, the drop
-/// aborts, because a worker cannot wait for its own end.
+/// Dropping a pool drains it: the drop blocks until every admitted job has ended. In three cases it does not block, and
+/// the workers finish the queue by themselves: after [`close`](Pool::close), in a thread that panics, and in a job of
+/// the pool itself. After an abort, or a drain that ran out of time, it waits for no running job. In async code call
+/// `close` before the drop, or [`drain`](Pool::drain) with a timeout on a thread that may block, because the drop has
+/// no timeout.
+///
+/// A pool may be shared by reference or in an [`Arc`].
+///
+/// # Blocking
+///
+/// [`submit`](Pool::submit), [`submit_timeout`](Pool::submit_timeout), [`execute`](Pool::execute),
+/// [`execute_all`](Pool::execute_all), the maps, [`wait_idle`](Pool::wait_idle), [`resize`](Pool::resize) and `drain`
+/// may block; each says for how long. Calls that drop jobs, as [`abort`](Pool::abort) and a cancellation, run the
+/// destructors of those jobs' closures and their callbacks.
 ///
 /// ```
 /// use std::time::Duration;
@@ -109,7 +143,7 @@ pub const DEFAULT_QUEUE_CAPACITY: usize = 1024;
 pub struct Pool {
     // The first field, because fields are dropped in order: the registry has the numbers until the drop's drain is
     // over.
-    workers: Workers<Task>,
+    engine: Engine<'static>,
     registered: Option<Registered>,
 }
 
@@ -121,14 +155,15 @@ struct Registered {
 
 impl Drop for Registered {
     fn drop(&mut self) {
-        // This fails if the user has taken the metrics out before.
+        // This fails if the user has taken the metrics out before, also if another pool of the name has come since.
         let _ = self.registry.unregister(collector(Arc::clone(&self.meter)));
     }
 }
 
 impl Pool {
-    /// Starts to describe a pool. `name` is part of its threads' names, `mill-<name>-<number>`, of which Linux shows
-    /// the first 15 bytes. It is also the value of the label `pool` of its metrics.
+    /// Starts to describe a pool. `name` is part of its threads' names, `mill-<name>-<number>`, where it is shortened
+    /// so that Linux, which shows 15 bytes, shows all of the number. It is also the value of the label `pool` of its
+    /// metrics.
     pub fn builder(name: impl Into<String>) -> PoolBuilder {
         PoolBuilder {
             name: name.into(),
@@ -136,24 +171,31 @@ impl Pool {
             queue_capacity: DEFAULT_QUEUE_CAPACITY,
             stack_size: DEFAULT_STACK_SIZE,
             timed: true,
+            carry_span: false,
             registry: None,
-            init: None,
+            hooks: Hooks::default(),
         }
     }
 
     /// The pool's name.
     #[must_use]
     pub fn name(&self) -> &str {
-        self.workers.name()
+        &self.engine.workers.identity().name
     }
 
-    /// Admits a job. If the queue is full, it blocks for as long as that lasts.
-    /// [`try_submit`](Pool::try_submit) never blocks, and [`submit_timeout`](Pool::submit_timeout) gives up.
+    /// Admits a job. If the queue is full, it blocks until there is room, without a timeout.
+    /// [`try_submit`](Pool::try_submit) never blocks, [`submit_timeout`](Pool::submit_timeout) gives up, and
+    /// [`submit_async`](Pool::submit_async) blocks no thread.
+    ///
+    /// On a worker of this pool it does not wait for room. If the queue is full, it runs the job at once, on the
+    /// worker's own stack and under the locks that the calling job holds, and returns the handle of a job that has
+    /// ended. It does so while less than half of that stack is used. `try_submit` and `submit_timeout` never run the
+    /// job.
     ///
     /// # Errors
     ///
-    /// - [`Rejected::Draining`] once a drain or an abort has begun, also while it blocks.
-    /// - [`Rejected::Deadlock`] on a worker of this pool that would block for ever.
+    /// - [`Rejected::Draining`] once the pool drains or is closed, also while this blocks.
+    /// - [`Rejected::Full`] on a worker of this pool, if the queue is full and half of the stack is used.
     ///
     /// Both carry the job, and both are counted.
     pub fn submit<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
@@ -169,7 +211,7 @@ impl Pool {
     /// # Errors
     ///
     /// - [`Rejected::Full`] if as many jobs wait as the queue holds.
-    /// - [`Rejected::Draining`] once a drain or an abort has begun.
+    /// - [`Rejected::Draining`] once the pool drains or is closed.
     ///
     /// Both carry the job, and both are counted.
     pub fn try_submit<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
@@ -180,12 +222,12 @@ impl Pool {
         self.admit(job, None, Patience::None)
     }
 
-    /// Admits a job. If the queue is full, it blocks for `timeout` at most.
+    /// Admits a job. If the queue is full, it blocks for `timeout` at most, on a worker of this pool too.
     ///
     /// # Errors
     ///
     /// - [`Rejected::Full`] if there was no room in that time.
-    /// - [`Rejected::Draining`] once a drain or an abort has begun, also while it blocks.
+    /// - [`Rejected::Draining`] once the pool drains or is closed, also while this blocks.
     ///
     /// Both carry the job, and both are counted. If the timeout is beyond the reach of [`Instant`], this is a
     /// [`submit`](Pool::submit).
@@ -195,6 +237,34 @@ impl Pool {
         T: Send + 'static,
     {
         self.admit(job, None, Patience::lasting(timeout))
+    }
+
+    /// Admits a job. If the queue is full, the future is pending until there is room; it blocks no thread. Dropping the
+    /// future drops the job.
+    ///
+    /// In [`block_on`] on a worker of this pool it does not wait for room, as [`submit`](Pool::submit).
+    ///
+    /// # Errors
+    ///
+    /// As [`submit`](Pool::submit).
+    #[cfg(not(millpond_loom))]
+    pub async fn submit_async<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
+    where
+        F: FnOnce() -> T + Send + 'static,
+        T: Send + 'static,
+    {
+        match self.admit(job, None, Patience::Probe) {
+            Err(Rejected::Full(job)) => {
+                let job = self.engine.admit_async::<Owned, F, T>(job.into_inner()).await?;
+                Ok(JobHandle::new(self.engine.handle(job)))
+            }
+            outcome => {
+                if outcome.is_err() {
+                    self.engine.workers.shared().count_rejected(queue::Refusal::Draining);
+                }
+                outcome
+            }
+        }
     }
 
     /// As [`submit`](Pool::submit), for a job whose outcome is not needed. There is no handle, so the job costs less.
@@ -207,7 +277,7 @@ impl Pool {
     where
         F: FnOnce() + Send + 'static,
     {
-        self.workers.submit(Task::plain(job), Patience::Endless).map_err(|it| it.map(Task::take_back))
+        self.engine.execute(job, Patience::Endless)
     }
 
     /// As [`execute`](Pool::execute), but never blocks.
@@ -219,15 +289,44 @@ impl Pool {
     where
         F: FnOnce() + Send + 'static,
     {
-        self.workers.submit(Task::plain(job), Patience::None).map_err(|it| it.map(Task::take_back))
+        self.engine.execute(job, Patience::None)
+    }
+
+    /// As [`execute`](Pool::execute) for each of several jobs, in their order, and cheaper than as many calls. Blocks
+    /// whenever the queue is full. Returns how many jobs there were.
+    ///
+    /// It draws up to 64 jobs before it submits them together. So the iterator must not wait for a job that it has given.
+    ///
+    /// ```
+    /// # let pool = millpond::Pool::builder("doc").workers(2).build()?;
+    /// let (sender, receiver) = std::sync::mpsc::channel();
+    /// let jobs = (1..=100).map(|n| { let sender = sender.clone(); move || sender.send(n).expect("it is received") });
+    /// assert_eq!(pool.execute_all(jobs)?, 100);
+    /// drop(sender);
+    /// assert_eq!(receiver.iter().sum::<i32>(), 5050);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Pool::execute), at the first job that is not admitted. The error carries that job and
+    /// up to 63 jobs drawn after it, in their order. To keep the rest, pass `&mut iterator`.
+    pub fn execute_all<I, F>(&self, jobs: I) -> Result<usize, Rejected<Vec<F>>>
+    where
+        I: IntoIterator<Item = F>,
+        F: FnOnce() + Send + 'static,
+    {
+        self.engine.execute_all(jobs.into_iter())
     }
 
     /// Returns this pool with a deadline for jobs that are submitted through it.
     ///
     /// If a job has not been started within `deadline` of its submission, it is dropped unrun and counted as expired,
-    /// and its handle reports that. The time for which a submission blocks counts too. A job that has been started runs
-    /// to its end. Threads that wait for the job learn of its expiry on time. Tasks that await it, and callbacks, learn
-    /// of it when a worker comes to the job.
+    /// its place is free, and the handle reports that, in time, to a thread, a task or a callback. The time for which a
+    /// submission blocks counts too. A job that has been started runs to its end.
+    ///
+    /// The first such job starts one more thread, which ends with the pool. If the system refuses that thread, a worker
+    /// checks the deadline when it takes the job.
     ///
     /// ```
     /// # let pool = millpond::Pool::builder("doc").workers(1).build()?;
@@ -264,88 +363,134 @@ impl Pool {
         F: Fn(I::Item) -> R + Send + Sync + 'static,
         R: Send + 'static,
     {
-        Map::new(self, items.into_iter(), work)
+        Map::new(&self.engine, items.into_iter(), work)
     }
 
-    fn admit<F, T>(
+    /// As [`map`](Pool::map), but returns each result as soon as it is there, with the number of its item from 0.
+    ///
+    /// ```
+    /// # let pool = millpond::Pool::builder("doc").workers(4).build()?;
+    /// let mut lengths: Vec<_> = pool.map_unordered(["a", "bc", "def"], |word| word.len()).collect();
+    /// lengths.sort_by_key(|(number, _)| *number);
+    /// assert_eq!(lengths, [(0, Ok(1)), (1, Ok(2)), (2, Ok(3))]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn map_unordered<I, F, R>(&self, items: I, work: F) -> MapUnordered<'_, I::IntoIter, F, R>
+    where
+        I: IntoIterator,
+        I::Item: Send + 'static,
+        F: Fn(I::Item) -> R + Send + Sync + 'static,
+        R: Send + 'static,
+    {
+        MapUnordered::new(&self.engine, items.into_iter(), work)
+    }
+
+    fn admit<C, T>(
         &self,
-        job: F,
+        job: C,
         deadline: Option<Duration>,
         patience: Patience,
-    ) -> Result<JobHandle<T>, Rejected<F>>
+    ) -> Result<JobHandle<T>, Rejected<C>>
     where
-        F: FnOnce() -> T + Send + 'static,
+        C: Call<T> + 'static,
         T: Send + 'static,
     {
         let expires = deadline.and_then(|deadline| Instant::now().checked_add(deadline));
-        let job = Arc::new(JobCell::new(job, expires));
-        let task = Task::handled(Arc::clone(&job) as Arc<dyn Run>);
-        match self.workers.submit(task, patience) {
-            Ok(()) => Ok(JobHandle { job, pool: self.workers.id() }),
-            // The task is dropped after the job has been taken out, and so finds nothing to abort.
-            Err(rejected) => Err(rejected.map(|_task| job.take_back())),
+        let job = self.engine.admit::<Owned, C, T>(job, expires, patience)?;
+        if let Some(at) = expires {
+            let job: Weak<dyn identity::Expires> =
+                Arc::downgrade(&(Arc::clone(&job) as Arc<dyn identity::Expires>));
+            self.engine.workers.identity().note_deadline(at, job);
         }
+        Ok(JobHandle::new(self.engine.handle(job)))
     }
 
     /// Sets the number of workers, 1 to [`MAX_WORKERS`], while the pool works. No job is lost.
     ///
-    /// When it returns, the missing workers have been started, and have completed the step of
+    /// It blocks until the missing workers have been started, and have completed the step of
     /// [`PoolBuilder::on_worker_start`]. Surplus workers leave after the job they run, and until then they count as
-    /// workers. If a surplus worker is the last that does not wait for its own pool, it stays for as long as that is
-    /// so.
+    /// workers.
     ///
     /// # Errors
     ///
     /// - [`PoolError::Workers`] if the number is out of range.
-    /// - [`PoolError::Draining`] once a drain or an abort has begun.
+    /// - [`PoolError::Draining`] once the pool drains or is closed.
     /// - [`PoolError::Spawn`] if the system refuses a thread, and [`PoolError::Init`] if a new worker could not begin.
     ///   After these two the pool goes on with the workers it has.
     /// - [`PoolError::Beginning`] in [`PoolBuilder::on_worker_start`] of this pool.
     pub fn resize(&self, workers: usize) -> Result<(), PoolError> {
-        self.workers.resize(workers)
+        self.engine.workers.resize(workers)
     }
 
-    /// Stops admission, lets the workers finish every admitted job, and waits for them, for `timeout` at most. It
-    /// returns as soon as the last job has ended, or at the timeout. [`Stats::workers`] falls to 0 as the threads end.
+    /// Blocks until no job waits and none runs, `timeout` at most. Returns whether that was so. Other threads may have
+    /// submitted more since.
     ///
-    /// At the timeout it drops the jobs that still wait in the queue, and counts them as aborted. Workers that still
-    /// run a job exit after it, and the drain does not wait for their threads.
+    /// In a job of this pool it runs queued jobs meanwhile. Jobs that themselves wait here are not counted, so several
+    /// may wait at once.
+    #[must_use = "it says whether the pool became idle"]
+    pub fn wait_idle(&self, timeout: Duration) -> bool {
+        self.engine.wait_idle(timeout)
+    }
+
+    /// Stops admission, and returns at once. The workers finish every admitted job, and then exit.
+    /// [`Stats::workers`] falls to 0 as they do. After this, dropping the pool does not block. A
+    /// [`drain`](Pool::drain) or an [`abort`](Pool::abort) may follow.
+    pub fn close(&self) {
+        self.engine.workers.close();
+    }
+
+    /// Stops admission, lets the workers finish every admitted job, and blocks until they have, for `timeout` at most.
+    /// It returns as soon as the last job has ended, or at the timeout. [`Stats::workers`] falls to 0 as the threads
+    /// end.
     ///
-    /// If all workers have ended in time, the drain also joins their threads, with the destructors of their
-    /// thread-locals. It does not join the threads that a [`resize`](Self::resize) is starting meanwhile. Those leave
-    /// by themselves.
+    /// At the timeout it drops the jobs that still wait in the queue, and counts them as aborted; it returns after the
+    /// destructors of their closures and their callbacks. Workers that still run a job exit after it, and the drain
+    /// does not wait for their threads. Nor does it wait for a callback or a destructor that a cancellation or a
+    /// deadline runs on another thread.
     ///
-    /// Safe to call again and from several threads, because each call waits for the same end. On a worker of this pool
-    /// it cannot end before its timeout, because the job that calls it still runs.
+    /// If all workers have ended in time, the drain also waits for their threads with the destructors of their
+    /// thread-locals, until the timeout. Threads that a [`resize`](Self::resize) is starting meanwhile leave by
+    /// themselves.
+    ///
+    /// Safe to call again and from several threads, because each call waits for the last job. One of them waits for the
+    /// threads' destructors. In a job of this pool it
+    /// runs queued jobs itself, and waits for the jobs that other workers run, except for those that themselves drain
+    /// the pool. A queued job that it has begun to run
+    /// may outlast the timeout. The calling job does not count as running.
     pub fn drain(&self, timeout: Duration) -> Drained {
-        self.workers.drain(timeout)
+        let start = Instant::now();
+        let before = self.engine.workers.stats();
+        self.engine.workers.stop_admission();
+        self.engine.run_queued(|| start.elapsed() >= timeout);
+        self.engine.workers.finish(&before, start, timeout)
     }
 
     /// Stops admission, drops every job that waits, and counts it as aborted. Running jobs run on, and can see the
     /// abort through [`CancelToken::current`]. Each worker exits after its job. The abort does not wait for them, and
-    /// [`Stats::workers`] falls to 0 as the threads end.
+    /// [`Stats::workers`] falls to 0 as the threads end. It blocks for as long as the dropped jobs' destructors and
+    /// callbacks last.
     pub fn abort(&self) -> Drained {
-        self.workers.abort()
+        self.engine.workers.abort()
     }
 
-    /// Reads every number of the pool at once. It takes no lock that a submitter or a working worker waits for. It
-    /// costs a look at each worker's cells.
+    /// Reads every number of the pool at once. It reads each worker's counters, and holds the queue's locks for as
+    /// long as it takes to find the oldest job.
     #[must_use]
     pub fn stats(&self) -> Stats {
-        self.workers.stats()
+        self.engine.workers.stats()
     }
 
     /// How long the job that has waited longest has been waiting; zero if no job waits.
     #[must_use]
     pub fn oldest_age(&self) -> Duration {
-        self.workers.oldest_age()
+        self.engine.workers.oldest_age()
     }
 
     /// A collector of the pool's metrics for a `prometheus` registry. They are named `millpond_pool_*` and labelled
     /// `pool="<name>"`. [`PoolBuilder::registry`] registers the collector at the start.
     #[must_use]
     pub fn collector(&self) -> Box<dyn prometheus::core::Collector> {
-        collector(self.workers.meter())
+        collector(self.engine.workers.meter())
     }
 }
 
@@ -363,17 +508,21 @@ pub struct WithDeadline<'p> {
 }
 
 impl WithDeadline<'_> {
-    /// As [`Pool::submit`].
+    /// As [`Pool::submit`], but blocks no longer than the deadline.
     ///
     /// # Errors
     ///
-    /// As [`Pool::submit`].
+    /// As [`Pool::submit`], and [`Rejected::Full`] if there was no room before the deadline.
     pub fn submit<F, T>(&self, job: F) -> Result<JobHandle<T>, Rejected<F>>
     where
         F: FnOnce() -> T + Send + 'static,
         T: Send + 'static,
     {
-        self.pool.admit(job, Some(self.deadline), Patience::Endless)
+        // After its deadline the job would not run, so there is no use in waiting for room longer. A worker does not
+        // wait.
+        let is_worker = current::worker_of(self.pool.engine.id()).is_some();
+        let patience = if is_worker { Patience::Endless } else { Patience::lasting(self.deadline) };
+        self.pool.admit(job, Some(self.deadline), patience)
     }
 
     /// As [`Pool::try_submit`].
@@ -405,21 +554,8 @@ impl WithDeadline<'_> {
 
 /// A collector of this pool's metrics.
 pub(crate) fn collector(meter: Arc<dyn Meter>) -> Box<dyn prometheus::core::Collector> {
-    let name = meter.name().to_owned();
-    crate::metrics::collector(metrics::PoolMetrics(meter), &[("pool", &name)])
-}
-
-/// The numbers of a pool, without the type of its jobs.
-pub(crate) trait Meter: Send + Sync {
-    /// The pool's name.
-    fn name(&self) -> &str;
-    /// See [`Pool::stats`].
-    fn stats(&self) -> Stats;
-    /// See [`Pool::oldest_age`].
-    fn oldest_age(&self) -> Duration;
-    /// What each worker does, by its number, and how many jobs it has taken. Workers that left after a resize are among
-    /// them. Takes no lock that a worker waits for.
-    fn workers(&self) -> Vec<(Occupation, u64)>;
+    let (name, id) = (meter.name().to_owned(), meter.id());
+    crate::metrics::identified(crate::metrics::collector(metrics::PoolMetrics(meter), &[("pool", &name)]), id)
 }
 
 /// As many workers as the machine runs threads at once.
@@ -435,8 +571,9 @@ pub struct PoolBuilder {
     queue_capacity: usize,
     stack_size: usize,
     timed: bool,
+    carry_span: bool,
     registry: Option<Registry>,
-    init: Option<workers::Init>,
+    hooks: Hooks,
 }
 
 impl PoolBuilder {
@@ -448,8 +585,11 @@ impl PoolBuilder {
         self
     }
 
-    /// Sets how many jobs may wait, 1 to [`MAX_QUEUE_CAPACITY`]. The default is [`DEFAULT_QUEUE_CAPACITY`]. The queue
-    /// takes its memory at the start, about 48 bytes for each job.
+    /// Sets how many jobs may wait, 0 to [`MAX_QUEUE_CAPACITY`]. The default is [`DEFAULT_QUEUE_CAPACITY`]. Jobs that
+    /// idle workers are about to take do not count: a pool with 2 idle workers and a capacity of 3 takes 5 jobs at
+    /// once. With a capacity of 0 a job is admitted only if a worker is free for it. A worker is free an instant after
+    /// the handle of its last job reports the end. A queue takes memory for the jobs in it, 64 bytes for each small
+    /// one.
     #[must_use]
     pub fn queue_capacity(mut self, jobs: usize) -> Self {
         self.queue_capacity = jobs;
@@ -464,16 +604,24 @@ impl PoolBuilder {
         self
     }
 
-    /// Sets whether waits and durations are measured. By default they are. If they are not, a job costs two looks at
-    /// the clock less, and every time in [`Stats`] and in the metrics stays 0. Jobs are still counted.
+    /// Sets whether waits and durations are measured. By default they are. If they are not, each job saves two clock
+    /// reads, and every time in [`Stats`] and in the metrics stays 0. Jobs are still counted.
     #[must_use]
     pub fn timed(mut self, timed: bool) -> Self {
         self.timed = timed;
         self
     }
 
+    /// Sets whether each job runs in the [`tracing`] span in which it was submitted. By default it does not: a span
+    /// costs some tens of nanoseconds, and lives until the job has ended.
+    #[must_use]
+    pub fn carry_span(mut self, carry: bool) -> Self {
+        self.carry_span = carry;
+        self
+    }
+
     /// Sets a registry for the pool's metrics, which are those of [`Pool::collector`]. The pool registers them at the
-    /// start. When the pool has been dropped, they are taken out by the pool's name.
+    /// start, and takes them out again when it has been dropped.
     #[must_use]
     pub fn registry(mut self, registry: &Registry) -> Self {
         self.registry = Some(registry.clone());
@@ -494,9 +642,18 @@ impl PoolBuilder {
     #[must_use]
     pub fn on_worker_start(
         mut self,
-        init: impl Fn(usize) -> Result<(), InitError> + Send + Sync + 'static,
+        step: impl Fn(usize) -> Result<(), InitError> + Send + Sync + 'static,
     ) -> Self {
-        self.init = Some(Arc::new(init));
+        self.hooks.start = Some(Arc::new(step));
+        self
+    }
+
+    /// Sets a step that each worker completes on its own thread after its last job, in a drain, after a close, or when
+    /// a [`Pool::resize`] lets it leave. The argument is the worker's number. [`Pool::drain`] waits for it. If the step
+    /// panics, the panic hook reports it, and nothing else happens. A worker whose first step failed has no last step.
+    #[must_use]
+    pub fn on_worker_stop(mut self, step: impl Fn(usize) + Send + Sync + 'static) -> Self {
+        self.hooks.stop = Some(Arc::new(step));
         self
     }
 
@@ -511,26 +668,64 @@ impl PoolBuilder {
     /// - [`PoolError::Register`] if the registry has a pool of this name.
     ///
     /// After an error no thread is left.
-    pub fn build(self) -> Result<Pool, PoolError> {
-        let PoolBuilder { name, workers, queue_capacity, stack_size, timed, registry, init } = self;
-        let clock = Clock::start();
-        let settings = Settings {
+    pub fn build(mut self) -> Result<Pool, PoolError> {
+        let (registry, carry_span) = (self.registry.take(), self.carry_span);
+        let workers = Workers::start(self.settings(), |_| Runner)?;
+        let mut pool = Pool { engine: Engine { workers, carry_span }, registered: None };
+        if let Some(registry) = registry {
+            registry.register(pool.collector()).map_err(|source| PoolError::Register { source })?;
+            pool.registered = Some(Registered { registry, meter: pool.engine.workers.meter() });
+        }
+        Ok(pool)
+    }
+
+    /// Runs `run` with a pool whose jobs may borrow what outlives this call. It blocks until `run` has returned and
+    /// every admitted job has ended, also if `run` panics.
+    ///
+    /// The pool has no registry: metrics may outlive the scope. Read its numbers by
+    /// [`ScopedPool::stats`](crate::ScopedPool::stats).
+    ///
+    /// ```
+    /// use millpond::Pool;
+    ///
+    /// let words = ["a", "bc", "def"];
+    /// let total = Pool::builder("lengths").workers(2).scoped(|pool| {
+    ///     let jobs: Vec<_> = words.iter().map(|word| pool.submit(|| word.len())).collect::<Result<_, _>>().unwrap();
+    ///     jobs.into_iter().map(|job| job.join().unwrap()).sum::<usize>()
+    /// })?;
+    /// assert_eq!(total, 6);
+    /// # Ok::<(), millpond::PoolError>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`build`](PoolBuilder::build); and [`PoolError::ScopedRegistry`] if a registry was set. Then `run` is not
+    /// called.
+    #[cfg(not(millpond_loom))]
+    pub fn scoped<'env, R>(
+        self,
+        run: impl for<'scope> FnOnce(&ScopedPool<'scope, 'env>) -> R,
+    ) -> Result<R, PoolError> {
+        if self.registry.is_some() {
+            return Err(PoolError::ScopedRegistry);
+        }
+        let carry_span = self.carry_span;
+        scoped::scoped(self.settings(), carry_span, run)
+    }
+
+    fn settings(self) -> Settings {
+        let PoolBuilder {
             name,
             workers,
             queue_capacity,
             stack_size,
-            clock,
             timed,
-            lingers: true,
-            enough_awake: None,
-            init,
-        };
-        let mut pool = Pool { workers: Workers::start(settings, |_| Runner)?, registered: None };
-        if let Some(registry) = registry {
-            registry.register(pool.collector()).map_err(|source| PoolError::Register { source })?;
-            pool.registered = Some(Registered { registry, meter: pool.workers.meter() });
-        }
-        Ok(pool)
+            hooks,
+            carry_span: _,
+            registry: _,
+        } = self;
+        let clock = Clock::start();
+        Settings { name, workers, queue_capacity, stack_size, clock, timed, enough_awake: None, hooks }
     }
 }
 
@@ -541,173 +736,6 @@ impl fmt::Debug for PoolBuilder {
             .field("workers", &self.workers)
             .field("queue_capacity", &self.queue_capacity)
             .finish_non_exhaustive()
-    }
-}
-
-/// Why a job was not admitted. The job comes back inside.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Rejected<J> {
-    /// As many jobs wait as the queue holds.
-    Full(J),
-    /// The pool drains, or has drained.
-    Draining(J),
-    /// The submitter is a worker of this pool. The queue would stay full for ever, because every worker waits for its
-    /// own pool.
-    Deadlock(J),
-}
-
-impl<J> Rejected<J> {
-    /// Takes the job out of the error.
-    pub fn into_job(self) -> J {
-        match self {
-            Rejected::Full(job) | Rejected::Draining(job) | Rejected::Deadlock(job) => job,
-        }
-    }
-
-    /// Drops the job. Then the error can be sent and shared, whatever the type of the job:
-    /// `pool.submit(job).map_err(Rejected::without_job)?`.
-    #[must_use]
-    pub fn without_job(self) -> Rejected<()> {
-        self.map(drop)
-    }
-
-    pub(crate) fn map<K>(self, change: impl FnOnce(J) -> K) -> Rejected<K> {
-        match self {
-            Rejected::Full(job) => Rejected::Full(change(job)),
-            Rejected::Draining(job) => Rejected::Draining(change(job)),
-            Rejected::Deadlock(job) => Rejected::Deadlock(change(job)),
-        }
-    }
-}
-
-impl<J> fmt::Debug for Rejected<J> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Rejected::Full(_) => "Full(..)",
-            Rejected::Draining(_) => "Draining(..)",
-            Rejected::Deadlock(_) => "Deadlock(..)",
-        })
-    }
-}
-
-impl<J> fmt::Display for Rejected<J> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Rejected::Full(_) => "the pool's queue is full",
-            Rejected::Draining(_) => "the pool is draining",
-            Rejected::Deadlock(_) => {
-                "the pool's queue is full, and every worker, this one included, waits for the pool"
-            }
-        })
-    }
-}
-
-impl<J> std::error::Error for Rejected<J> {}
-
-/// Why a pool did not start, or was not resized.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum PoolError {
-    /// The number of workers, carried here, is not between 1 and [`MAX_WORKERS`].
-    Workers(usize),
-    /// The capacity of the queue, carried here, is not between 1 and [`MAX_QUEUE_CAPACITY`].
-    QueueCapacity(usize),
-    /// The system refused a thread.
-    Spawn {
-        /// How many threads it had granted.
-        started: usize,
-        /// The system's error.
-        source: io::Error,
-    },
-    /// A worker could not begin: [`PoolBuilder::on_worker_start`] failed or panicked.
-    Init {
-        /// The error that it returned, or the message of its panic.
-        source: InitError,
-    },
-    /// The registry did not take the pool's metrics. As a rule it has those of a pool of this name.
-    Register {
-        /// The registry's error.
-        source: prometheus::Error,
-    },
-    /// The pool drains, or has drained, and its workers are leaving.
-    Draining,
-    /// A worker called for a resize in its first step. A resize waits for that step.
-    Beginning,
-    /// The name, carried here, has a NUL in it. The name of a thread may not have one.
-    Name(String),
-}
-
-impl fmt::Display for PoolError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PoolError::Workers(workers) => {
-                write!(f, "{workers} workers asked for; a pool has 1 to {MAX_WORKERS}")
-            }
-            PoolError::QueueCapacity(jobs) => {
-                write!(f, "a queue for {jobs} jobs asked for; one holds 1 to {MAX_QUEUE_CAPACITY}")
-            }
-            PoolError::Spawn { started, .. } => {
-                write!(f, "the system gave {started} worker threads and refused the next")
-            }
-            PoolError::Init { source } => write!(f, "a worker could not begin: {source}"),
-            PoolError::Register { .. } => {
-                f.write_str("the registry did not take the pool's metrics; has it a pool of the same name?")
-            }
-            PoolError::Draining => f.write_str("the pool is draining, and its workers are leaving"),
-            PoolError::Beginning => f.write_str("a worker cannot resize its pool in its own first step"),
-            PoolError::Name(name) => write!(f, "the name {name:?} has a NUL in it; no thread can have it"),
-        }
-    }
-}
-
-impl std::error::Error for PoolError {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        match self {
-            PoolError::Spawn { source, .. } => Some(source),
-            // The message above has the text of this error, so the source is the next error below it.
-            PoolError::Init { source } => source.source(),
-            PoolError::Register { source } => Some(source),
-            PoolError::Workers(_)
-            | PoolError::QueueCapacity(_)
-            | PoolError::Draining
-            | PoolError::Beginning
-            | PoolError::Name(_) => None,
-        }
-    }
-}
-
-/// Returns the message of a panic from its payload. If the payload is not text, the result only says that.
-#[must_use]
-pub fn panic_message(payload: &(dyn Any + Send)) -> &str {
-    payload
-        .downcast_ref::<&str>()
-        .copied()
-        .or_else(|| payload.downcast_ref::<String>().map(String::as_str))
-        .unwrap_or("of a type that is no text")
-}
-
-/// How a drain or an abort ended.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct Drained {
-    /// Jobs that were run to their end since the call, including those that panicked.
-    pub finished: u64,
-    /// Jobs found cancelled or expired since the call.
-    pub cancelled: u64,
-    /// Jobs that were still running when the call returned. Their workers exit after them.
-    pub running: usize,
-    /// Jobs that were waiting and were dropped since the call.
-    pub dropped: u64,
-    /// The pool's numbers at the end.
-    pub stats: Stats,
-}
-
-impl Drained {
-    /// Whether every job ended by itself since the call. The jobs that an earlier call dropped are in
-    /// [`stats`](Self::stats).
-    #[must_use]
-    pub fn is_clean(&self) -> bool {
-        self.running == 0 && self.dropped == 0
     }
 }
 

@@ -4,55 +4,31 @@
 //! The server's job is a connection, and its handler owns the worker's buffer, so a job needs no allocation. The pool's
 //! job is a closure.
 //!
-//! # States
+//! # The end
 //!
-//! The stage is `open`, then `draining`, then `closed`, and never goes back.
-//!
-//! | stage | submitters | workers |
-//! | --- | --- | --- |
-//! | open | admitted if there is room | run jobs, sleep when there is none |
-//! | draining | refused; those already inside finish their push | as before |
-//! | closed | refused | run what is queued, then exit; after an abort they exit at once |
-//!
-//! Why no admitted job is left behind. A submitter counts itself inside before it looks at the stage, and leaves after
-//! its push. A drain first sets the stage to `draining`, then waits until no submitter is inside, then sets `closed`.
-//! Both store before they load, sequentially consistent, so one of them sees the other. Either the submitter sees
-//! `draining` and turns back, or the drain waits for its push. So when the stage is `closed`, every admitted job is in
-//! the queue. A worker that sees `closed` and then an empty queue has nothing more to come. Only a running job can
-//! still requeue, and its own worker looks again after it.
-//!
-//! # Waiting for room
-//!
-//! A submitter that finds the queue full and has patience counts itself in `waiting`, listens, tries again, and only
-//! then sleeps. A worker that has taken a job looks at `waiting` after it. Both are sequentially consistent, so either
-//! the try sees the room or the worker sees the submitter. The notice is throttled and handed on as in `queue.rs`: one
-//! submitter is woken, and wakes the next if it leaves room. No submitter waits inside, so a drain does not wait for
-//! those that wait for room. It wakes them, and they turn back.
-//!
-//! In `model.rs` the model checker tries both parts, over the code below.
+//! [`Workers::close`] closes the queue, under the lock that admits jobs. So every admitted job is in the queue then,
+//! and a worker leaves when it finds the queue closed and empty, under the same locks. Only a running job can still
+//! requeue, and its own worker looks again after it. A drain closes, and waits for the workers. An abort closes,
+//! empties the queue, and waits for no worker.
 
-use std::collections::HashSet;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use super::crew::{Awaited, Refusal};
-use super::current::{self, Identity, PoolId};
-use super::metrics::Stats;
-use super::queue::{Queue, Refused};
-use super::worker::{self, Handler, Job, Occupation, Outcome, Watch, WorkerCell, quietly};
-use super::{Drained, MAX_QUEUE_CAPACITY, MAX_WORKERS, Meter, PoolError, Rejected, panic_message};
+use super::account::{Occupation, Watch, WorkerCell};
+use super::current::{self, Phase};
+use super::errors::{InitError, PoolError, Rejected, panic_message, quietly};
+use super::identity::{Identity, PoolId, Stage};
+use super::limits::{MAX_QUEUE_CAPACITY, MAX_WORKERS};
+use super::metrics::{Meter, Stats};
+use super::queue::{Queue, Seat, Wakes};
+use super::shared::{Job, Patience, Shared};
+use super::worker::{self, Handler};
 use crate::clock::Clock;
-use crate::sync::atomic::{AtomicUsize, Ordering};
+use crate::sync::atomic::Ordering;
 use crate::sync::checked::thread::{self, JoinHandle};
 use crate::sync::checked::{Mutex, lock};
-use crate::sync::event::{Listener, listener};
-
-pub(crate) const OPEN: u8 = 0;
-const DRAINING: u8 = 1;
-pub(crate) const CLOSED: u8 = 2;
-pub(crate) const ABORTED: u8 = 3;
 
 /// If more jobs than this wait, a [`Helper`] wakes a worker at once. If fewer do, it wakes one when its time is over.
 /// To wake a thread, which then takes turns with others, costs as much as some jobs that do not block. With 1 in place
@@ -68,89 +44,70 @@ pub(crate) struct Settings {
     pub(crate) clock: Clock,
     /// Whether waits and durations are measured.
     pub(crate) timed: bool,
-    /// Whether a worker lingers before it sleeps; see `queue.rs`.
-    pub(crate) lingers: bool,
     /// Set for jobs that never block: how many workers awake are enough. One of the workers is then a [`Helper`], and
     /// not a thread of the pool's.
     pub(crate) enough_awake: Option<usize>,
-    pub(crate) init: Option<Init>,
+    pub(crate) hooks: Hooks,
 }
 
-/// What each worker does before its first job. Its argument is the worker's number.
-pub(crate) type Init = Arc<dyn Fn(usize) -> Result<(), InitError> + Send + Sync>;
+/// What each worker does beside its jobs. The argument is the worker's number.
+#[derive(Clone, Default)]
+pub(crate) struct Hooks {
+    /// Before its first job.
+    pub(crate) start: Option<Arc<StartHook>>,
+    /// After its last job.
+    pub(crate) stop: Option<Arc<dyn Fn(usize) + Send + Sync>>,
+}
 
-/// Why a worker could not begin.
-pub type InitError = Box<dyn std::error::Error + Send + Sync>;
+/// How a drain or an abort ended.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Drained {
+    /// Jobs that were run to their end since the call, including those that panicked.
+    pub finished: u64,
+    /// Jobs cancelled or expired since the call.
+    pub cancelled: u64,
+    /// Jobs that were still running when the call returned. Their workers exit after them.
+    pub running: usize,
+    /// Jobs that were waiting and were dropped since the call.
+    pub dropped: u64,
+    /// The pool's numbers at the end.
+    pub stats: Stats,
+}
 
-/// A queue with workers. Dropping it drains it. In a panicking thread, or on one of its own workers, it aborts
-/// instead.
+impl Drained {
+    /// Whether every job ended by itself since the call. The jobs that an earlier call dropped are in
+    /// [`stats`](Self::stats).
+    #[must_use]
+    pub fn is_clean(&self) -> bool {
+        self.running == 0 && self.dropped == 0
+    }
+}
+
+type StartHook = dyn Fn(usize) -> Result<(), InitError> + Send + Sync;
+
+/// A queue with workers. Dropping it drains it. In a panicking thread, on one of its own workers, or after
+/// [`close`](Workers::close), dropping it closes it and waits for nothing.
 pub(crate) struct Workers<J: Job> {
     shared: Arc<Shared<J>>,
+    stack_size: usize,
+    hooks: Hooks,
     threads: Mutex<Threads<J>>,
+    /// Whether [`close`](Workers::close) was called, so that the drop waits for nothing.
+    let_go: AtomicBool,
 }
 
 /// The worker threads. The first drain that sees them all exit joins them.
-struct Threads<J> {
-    running: Vec<(usize, JoinHandle<()>)>,
-    /// Starts the worker of this number.
-    start: Box<StartWorker<J>>,
-    /// Whether each worker has a first step, which a resize waits for.
-    inits: bool,
+struct Threads<J: Job> {
+    running: Vec<JoinHandle<()>>,
+    /// Starts a worker. A scope, which starts its threads itself, has none.
+    start: Option<Box<StartWorker<J>>>,
 }
 
-type StartWorker<J> = dyn Fn(&Arc<Shared<J>>, usize, OnReady) -> io::Result<JoinHandle<()>> + Send;
+type StartWorker<J> = dyn Fn(Recruit<J>) -> io::Result<JoinHandle<()>> + Send;
 
-/// Where a worker reports that it has begun, or why it could not.
+/// Where a worker reports that it has begun, or why it could not. `None` if it has no first step.
 type OnReady = Option<crossbeam_channel::Sender<Result<(), InitError>>>;
-
-/// The state that submitters, workers and readers of the numbers share.
-pub(crate) struct Shared<J> {
-    pub(crate) pool: Arc<Identity>,
-    pub(crate) watch: Watch,
-    pub(crate) lingers: bool,
-    pub(crate) queue: Queue<J>,
-    /// A worker's cell is at the worker's number, and outlives the worker: the next worker of that number counts on.
-    /// Written by a resize, read by readers of the numbers.
-    cells: RwLock<Vec<Arc<WorkerCell>>>,
-    /// The cell of the [`Helper`], if there is one.
-    pub(crate) helper: Option<Arc<WorkerCell>>,
-    /// Whether the [`Helper`] is there and counts as a worker. Written when it is made and dropped.
-    pub(crate) helps: AtomicBool,
-    /// Submitters that wait for room, at [`Crew::room`](super::crew::Crew::room).
-    waiting: AtomicUsize,
-    /// Jobs that an abort took out of the queue, by outcome. Written by the threads that empty the queue.
-    pub(crate) dropped: Dropped,
-    /// The largest busy time ever reported, in microseconds; see `metrics.rs`. Written by readers.
-    pub(crate) busy_reported_us: AtomicU64,
-    /// Submissions refused because the queue was full. Written by any submitter.
-    pub(crate) rejected_full: AtomicU64,
-    /// Submissions refused because the pool drains. Written by any submitter.
-    pub(crate) rejected_draining: AtomicU64,
-}
-
-#[derive(Default)]
-pub(crate) struct Dropped {
-    pub(crate) aborted: AtomicU64,
-    pub(crate) cancelled: AtomicU64,
-    pub(crate) expired: AtomicU64,
-}
-
-/// How long a submitter is willing to wait for room.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Patience {
-    None,
-    /// As none, for a try that is not a submission yet: it is not counted as rejected.
-    Probe,
-    Until(Instant),
-    Endless,
-}
-
-impl Patience {
-    /// For this long. If that is beyond the reach of [`Instant`], for ever.
-    pub(crate) fn lasting(timeout: Duration) -> Self {
-        Instant::now().checked_add(timeout).map_or(Patience::Endless, Patience::Until)
-    }
-}
 
 impl<J: Job> Workers<J> {
     /// Starts the workers. Calls `handler` once for each, with the worker's number from 0.
@@ -159,9 +116,24 @@ impl<J: Job> Workers<J> {
         handler: impl Fn(usize) -> H + Send + 'static,
     ) -> Result<Self, PoolError>
     where
+        J: 'static,
         H: Handler<J> + 'static,
     {
-        let Settings { name, workers, queue_capacity, stack_size, clock, timed, lingers, enough_awake, init } =
+        let (pool, threads) = Workers::without_threads(settings)?;
+        let start = move |recruit: Recruit<J>| {
+            let handler = handler(recruit.number);
+            recruit.builder().spawn(move || recruit.work(handler))
+        };
+        lock(&pool.threads).start = Some(Box::new(start));
+        // An early return drops the pool, and that drop ends the workers started so far.
+        pool.resize(threads)?;
+        Ok(pool)
+    }
+
+    /// Makes a pool that has no thread yet, and returns how many it is to have. The caller starts them by
+    /// [`enlist`](Workers::enlist).
+    pub(crate) fn without_threads(settings: Settings) -> Result<(Self, usize), PoolError> {
+        let Settings { name, workers, queue_capacity, stack_size, clock, timed, enough_awake, hooks } =
             settings;
         check_workers(workers)?;
         // A single worker has to be a thread, because a helper has other things to do.
@@ -171,31 +143,24 @@ impl<J: Job> Workers<J> {
         if name.contains('\0') {
             return Err(PoolError::Name(name));
         }
-        if queue_capacity == 0 || queue_capacity > MAX_QUEUE_CAPACITY {
+        if queue_capacity > MAX_QUEUE_CAPACITY {
             return Err(PoolError::QueueCapacity(queue_capacity));
         }
+        let pool = Identity::new(name);
         let shared = Arc::new(Shared {
-            pool: Arc::new(Identity::new(name)),
             watch: Watch { clock, runs: timed },
-            lingers,
-            queue: Queue::new(queue_capacity, at_rest),
+            queue: Queue::new(queue_capacity, at_rest, Arc::clone(&pool.places)),
+            pool,
             helper: enough_awake.map(|_| Arc::new(WorkerCell::new())),
             helps: AtomicBool::new(false),
             cells: RwLock::new(Vec::with_capacity(workers)),
-            waiting: AtomicUsize::new(0),
-            dropped: Dropped::default(),
             busy_reported_us: AtomicU64::new(0),
             rejected_full: AtomicU64::new(0),
             rejected_draining: AtomicU64::new(0),
         });
-        let inits = init.is_some();
-        let start = Box::new(move |shared: &Arc<Shared<J>>, number, ready| {
-            spawn(shared, number, stack_size, handler(number), init.clone(), ready)
-        });
-        let pool = Workers { shared, threads: Mutex::new(Threads { running: Vec::new(), start, inits }) };
-        // An early return drops the pool, and that drop ends the workers started so far.
-        pool.resize(threads)?;
-        Ok(pool)
+        let of_pool = Mutex::new(Threads { running: Vec::new(), start: None });
+        let let_go = AtomicBool::new(false);
+        Ok((Workers { shared, stack_size, hooks, threads: of_pool, let_go }, threads))
     }
 
     /// The worker that is not a thread of the pool's, if the pool's jobs never block and it has more than one worker.
@@ -203,39 +168,23 @@ impl<J: Job> Workers<J> {
     pub(crate) fn helper<H: Handler<J>>(&self, handler: H) -> Option<Helper<J, H>> {
         let cell = self.shared.helper.clone()?;
         self.shared.helps.store(true, Ordering::Release);
-        Some(Helper { shared: Arc::clone(&self.shared), cell, handler })
+        Some(Helper { shared: Arc::clone(&self.shared), seat: Seat::new(false), cell, handler })
     }
 
     /// Admits a job, waits for room as long as `patience` lasts, or gives the job back.
     pub(crate) fn submit(&self, job: J, patience: Patience) -> Result<(), Rejected<J>> {
-        let outcome = self.admit(job, patience);
-        if outcome.is_ok() {
-            self.shared.queue.wake_one();
-        }
-        outcome
+        self.put(job, patience, Wakes::One)
     }
 
     /// As [`submit`](Workers::submit), but wakes no worker: a [`Helper`] will run the job, or wake a worker for it.
     pub(crate) fn admit(&self, job: J, patience: Patience) -> Result<(), Rejected<J>> {
-        let mut outcome = self.shared.try_admit(job);
-        if let Err(Rejected::Full(job)) = outcome {
-            outcome = match patience {
-                Patience::Probe => return Err(Rejected::Full(job)),
-                Patience::None => Err(Rejected::Full(job)),
-                Patience::Until(instant) => self.shared.admit_when_there_is_room(job, Some(instant)),
-                Patience::Endless => self.shared.admit_when_there_is_room(job, None),
-            };
-        }
-        match &outcome {
-            Ok(()) => {}
-            Err(Rejected::Full(_) | Rejected::Deadlock(_)) => {
-                self.shared.rejected_full.fetch_add(1, Ordering::Relaxed);
-            }
-            Err(Rejected::Draining(_)) => {
-                self.shared.rejected_draining.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-        outcome
+        self.put(job, patience, Wakes::None)
+    }
+
+    fn put(&self, job: J, patience: Patience, wakes: Wakes) -> Result<(), Rejected<J>> {
+        let mut job = Some(job);
+        let outcome = self.shared.submit(&mut || job.take().expect("it is admitted once"), patience, wakes);
+        outcome.map_err(|refusal| refusal.with(job.take().expect("it was not admitted")))
     }
 
     /// Sets the number of workers. New ones have begun when it returns. Workers beyond the number leave after their
@@ -248,92 +197,133 @@ impl<J: Job> Workers<J> {
             return Err(PoolError::Beginning);
         }
         let mut threads = lock(&self.threads);
-        if shared.pool.stage.load(Ordering::SeqCst) != OPEN {
+        if shared.pool.stage() != Stage::Open {
             return Err(PoolError::Draining);
         }
-        let mut running = std::mem::take(&mut threads.running);
         // A finished thread only drops its thread-locals, and their destructors may want this lock. So it is not
         // joined.
-        running.retain(|(_, thread)| !thread.is_finished());
-        let missing = shared.pool.crew.want(workers);
+        threads.running.retain(|thread| !thread.is_finished());
+        let Threads { running, start } = &mut *threads;
+        let Some(start) = start else { return Err(PoolError::Draining) };
+        let enlisted = self.enlist(workers, |recruit| start(recruit).map(|thread| running.push(thread)));
+        // Workers beyond the number may be asleep.
+        shared.queue.wake_all();
+        enlisted?;
+        // If a drain has begun meanwhile, it has ended the new workers too.
+        if shared.pool.stage() == Stage::Open { Ok(()) } else { Err(PoolError::Draining) }
+    }
+
+    /// Starts the workers that are missing, and waits until they have begun, if they have a first step.
+    pub(crate) fn enlist(
+        &self,
+        workers: usize,
+        mut start: impl FnMut(Recruit<J>) -> io::Result<()>,
+    ) -> Result<(), PoolError> {
+        let missing = self.shared.pool.crew.want(workers);
         let (ready, begun) = crossbeam_channel::bounded(missing);
+        // All numbers are given out first, so that a worker that cannot begin leaves its number to none of the others.
+        let recruits: Vec<_> = (0..missing).map(|_| self.recruit(&ready)).collect();
+        drop(ready);
         let mut refused = None;
-        let taken: HashSet<usize> = running.iter().map(|(number, _)| *number).collect();
-        let free = (0..).filter(|number| !taken.contains(number));
-        for (started, number) in free.take(missing).enumerate() {
-            let ready = threads.inits.then(|| ready.clone());
-            match (threads.start)(shared, number, ready) {
-                Ok(thread) => running.push((number, thread)),
-                Err(source) => {
-                    refused = Some(PoolError::Spawn { started, source });
-                    break;
-                }
+        for (started, recruit) in recruits.into_iter().enumerate() {
+            if let Err(source) = start(recruit) {
+                refused = Some(PoolError::Spawn { started, source });
+                break;
             }
         }
-        threads.running = running;
-        drop(ready);
         for outcome in begun {
             if let Err(source) = outcome {
                 refused.get_or_insert(PoolError::Init { source });
             }
         }
-        // Workers beyond the number may be asleep.
-        shared.queue.wake_all();
-        match refused {
-            Some(error) => Err(error),
-            // If a drain has begun meanwhile, it has ended the new workers too.
-            None if shared.pool.stage.load(Ordering::SeqCst) != OPEN => Err(PoolError::Draining),
-            None => Ok(()),
-        }
+        refused.map_or(Ok(()), Err)
     }
 
-    /// See [`Pool::drain`](crate::Pool::drain).
-    pub(crate) fn drain(&self, timeout: Duration) -> Drained {
-        let before = self.stats();
+    fn recruit(&self, ready: &crossbeam_channel::Sender<Result<(), InitError>>) -> Recruit<J> {
+        let shared = Arc::clone(&self.shared);
+        let number = shared.pool.crew.enter();
+        let mut cells = shared.cells.write().unwrap_or_else(PoisonError::into_inner);
+        while cells.len() <= number {
+            cells.push(Arc::new(WorkerCell::new()));
+        }
+        let cell = Arc::clone(&cells[number]);
+        drop(cells);
+        let ready = self.hooks.start.is_some().then(|| ready.clone());
+        let (stack_size, hooks) = (self.stack_size, self.hooks.clone());
+        // A worker without a first step is as good as idle. So a new pool takes as many jobs as it has workers.
+        let asked = hooks.start.is_none();
+        if asked {
+            shared.queue.ask();
+        }
+        Recruit { shared, number, cell, stack_size, hooks, ready, asked, settled: false }
+    }
+
+    /// See [`Pool::close`](crate::Pool::close).
+    pub(crate) fn close(&self) {
+        self.let_go.store(true, Ordering::Relaxed);
         self.shared.close();
-        self.wait_for_exit(timeout, &before)
+    }
+
+    /// Stops admission, and waits for the workers to finish the queue, for `timeout` at most. At the timeout it drops
+    /// what is queued.
+    pub(crate) fn drain(&self, timeout: Duration) -> Drained {
+        let (start, before) = (Instant::now(), self.stats());
+        self.stop_admission();
+        self.finish(&before, start, timeout)
+    }
+
+    /// Admits no job from now on.
+    pub(crate) fn stop_admission(&self) {
+        self.shared.close();
+    }
+
+    /// The rest of a drain that began at `start` with these numbers, and has stopped admission. On a worker of this
+    /// pool it waits for the other workers.
+    pub(crate) fn finish(&self, before: &Stats, start: Instant, timeout: Duration) -> Drained {
+        let inside = current::is_worker_of(self.shared.pool.id);
+        let left = timeout.saturating_sub(start.elapsed());
+        let all_gone = self.shared.pool.crew.wait_until_gone(left, inside);
+        if !all_gone {
+            self.shared.empty();
+        } else if !inside {
+            self.join_threads(start, timeout);
+        }
+        // The job that calls does not count as running.
+        self.drained(before, all_gone, usize::from(inside))
     }
 
     /// See [`Pool::abort`](crate::Pool::abort).
     pub(crate) fn abort(&self) -> Drained {
         let before = self.stats();
-        self.wait_for_exit(Duration::ZERO, &before)
+        let all_gone = self.shared.pool.crew.wait_until_gone(Duration::ZERO, false);
+        self.shared.empty();
+        self.drained(&before, all_gone, 0)
     }
 
-    fn wait_for_exit(&self, timeout: Duration, before: &Stats) -> Drained {
-        let shared = &self.shared;
-        let all_gone = shared.pool.crew.wait_until_gone(timeout);
-        let mut stats = self.stats();
-        if all_gone {
-            // A resize that holds the lock keeps the threads, and they end by themselves. They are joined without the
-            // lock, because the destructors of their thread-locals may want it.
-            let running = self.threads.try_lock().map(|mut threads| std::mem::take(&mut threads.running));
-            for (_, thread) in running.unwrap_or_default() {
-                // The thread has left the crew, so this blocks only for the thread's exit, with the destructors of its
-                // thread-locals. One of those destructors may be what drains.
-                if thread.thread().id() != thread::current().id() {
-                    let _ = thread.join();
-                }
-            }
-        } else {
-            shared.advance(ABORTED);
-            shared.wait_for_those_inside();
-            shared.drop_queued();
-            // Workers that see the abort drop jobs too, and count each just after they take it.
-            while {
-                stats = self.stats();
-                stats.queue_depth > 0
-            } {
-                thread::yield_now();
-            }
-        }
+    fn drained(&self, before: &Stats, all_gone: bool, inside: usize) -> Drained {
+        let stats = self.stats();
         Drained {
             finished: (stats.completed + stats.panicked) - (before.completed + before.panicked),
             cancelled: (stats.cancelled + stats.expired) - (before.cancelled + before.expired),
-            running: if all_gone { 0 } else { stats.busy },
+            running: if all_gone { 0 } else { stats.busy.saturating_sub(inside) },
             dropped: stats.aborted - before.aborted,
             stats,
         }
+    }
+
+    /// Waits until the threads have ended, with the destructors of their thread-locals, until `timeout` has passed
+    /// since `start`. All workers have left.
+    fn join_threads(&self, start: Instant, timeout: Duration) {
+        // A resize that holds the lock keeps the threads, and they end by themselves. They are joined without the lock,
+        // because the destructors of their thread-locals may want it.
+        let running = self.threads.try_lock().map(|mut threads| std::mem::take(&mut threads.running));
+        let mut running = running.unwrap_or_default();
+        // A destructor of a thread-local may be what drains.
+        running.retain(|thread| thread.thread().id() != thread::current().id());
+        if running.is_empty() {
+            return;
+        }
+        join_all(running, start, timeout, self.shared.pool.thread_name("end"));
     }
 
     pub(crate) fn stats(&self) -> Stats {
@@ -345,31 +335,47 @@ impl<J: Job> Workers<J> {
     }
 
     /// The pool's numbers without its job type, for code that only reads them.
-    pub(crate) fn meter(&self) -> Arc<dyn Meter> {
+    pub(crate) fn meter(&self) -> Arc<dyn Meter>
+    where
+        J: 'static,
+    {
         Arc::clone(&self.shared) as Arc<dyn Meter>
     }
 
-    pub(crate) fn name(&self) -> &str {
-        &self.shared.pool.name
+    pub(crate) fn identity(&self) -> &Arc<Identity> {
+        &self.shared.pool
     }
 
-    pub(crate) fn id(&self) -> PoolId {
-        self.shared.pool.id
-    }
-}
-
-#[cfg(test)]
-impl<J: Job> Workers<J> {
-    pub(super) fn shared(&self) -> &Shared<J> {
+    pub(crate) fn shared(&self) -> &Arc<Shared<J>> {
         &self.shared
     }
 }
 
-#[cfg(test)]
-impl<J> Shared<J> {
-    /// Adds cells whose numbers a test sets by hand.
-    pub(super) fn add_cells(&self, cells: impl IntoIterator<Item = Arc<WorkerCell>>) {
-        self.cells.write().unwrap_or_else(PoisonError::into_inner).extend(cells);
+/// Joins threads for a bounded time. There is no such join, so one more thread joins them, and this one waits for it.
+/// If the system refuses that thread, nothing is joined.
+#[cfg(not(millpond_loom))]
+fn join_all(running: Vec<JoinHandle<()>>, start: Instant, timeout: Duration, name: String) {
+    let (joined, all_joined) = crossbeam_channel::bounded::<()>(0);
+    let join = move || {
+        for thread in running {
+            let _ = thread.join();
+        }
+        drop(joined);
+    };
+    if std::thread::Builder::new().name(name).spawn(join).is_ok() {
+        // The channel is closed when all are joined.
+        let _ = match start.checked_add(timeout) {
+            Some(until) => all_joined.recv_deadline(until).is_ok(),
+            None => all_joined.recv().is_ok(),
+        };
+    }
+}
+
+/// In a model there is no time.
+#[cfg(millpond_loom)]
+fn join_all(running: Vec<JoinHandle<()>>, _start: Instant, _timeout: Duration, _name: String) {
+    for thread in running {
+        let _ = thread.join();
     }
 }
 
@@ -377,6 +383,7 @@ impl<J> Shared<J> {
 /// block.
 pub(crate) struct Helper<J: Job, H> {
     shared: Arc<Shared<J>>,
+    seat: Seat,
     cell: Arc<WorkerCell>,
     handler: H,
 }
@@ -389,7 +396,7 @@ impl<J: Job, H: Handler<J>> Helper<J, H> {
         if queue.len() > SHARED_FROM {
             queue.wake_one();
         }
-        worker::help(&self.shared, &self.cell, &mut self.handler, enough);
+        worker::help(&self.shared, &mut self.seat, &self.cell, &mut self.handler, enough);
         let left = !queue.is_empty();
         if left {
             queue.wake_one();
@@ -410,18 +417,42 @@ fn check_workers(workers: usize) -> Result<(), PoolError> {
 
 impl<J: Job> Drop for Workers<J> {
     fn drop(&mut self) {
-        // After an abort, or a drain that timed out, this waits for no worker. A stuck job must not hang the thread
-        // that drops the pool, and must not keep that thread's panic from being reported.
-        if std::thread::panicking() || current::worker_of(self.id()).is_some() {
-            // A worker cannot wait for its own end.
-            self.abort();
-        } else if self.shared.pool.stage.load(Ordering::SeqCst) < ABORTED {
-            self.drain(Duration::MAX);
+        let is_worker = current::is_worker_of(self.shared.pool.id);
+        self.stop_admission();
+        // A panic is to be reported soon, and a worker cannot wait for its own end. After an abort, or a drain that
+        // timed out, this waits for no worker: a stuck job must not hang the thread that drops the pool.
+        let waits = !std::thread::panicking() && !is_worker && !self.let_go.load(Ordering::Relaxed);
+        if waits && self.shared.pool.stage() < Stage::Aborted {
+            self.finish(&self.stats(), Instant::now(), Duration::MAX);
+        }
+    }
+}
+
+impl<J: Job> Shared<J> {
+    /// Stops admission, and lets the workers leave when the queue is empty.
+    fn close(&self) {
+        self.pool.advance(Stage::Closed);
+        self.queue.close();
+    }
+
+    /// Stops admission, lets the workers leave after their job, and drops what is queued.
+    fn empty(&self) {
+        self.pool.advance(Stage::Aborted);
+        self.queue.close();
+        self.drop_queued();
+        // Workers that see the abort drop jobs too, and count each just after they take it. A job that a worker set
+        // aside counts as waiting until its worker is done with the job beside it.
+        while self.read_stats().queue_depth > self.pool.beside() {
+            thread::yield_now();
         }
     }
 }
 
 impl<J: Job> Meter for Shared<J> {
+    fn id(&self) -> PoolId {
+        self.pool.id
+    }
+
     fn name(&self) -> &str {
         &self.pool.name
     }
@@ -439,165 +470,75 @@ impl<J: Job> Meter for Shared<J> {
     }
 }
 
-impl<J> Shared<J> {
-    /// Admits a job if there is room.
-    fn try_admit(&self, job: J) -> Result<(), Rejected<J>> {
-        // SeqCst here and in `close`: see the module's part on states.
-        let open = || self.pool.stage.load(Ordering::SeqCst) == OPEN;
-        self.queue.admit(job, self.watch.now_ns(), open).map_err(|refused| match refused {
-            Refused::Full(job) => Rejected::Full(job),
-            Refused::Closed(job) => Rejected::Draining(job),
-        })
-    }
-
-    #[cold]
-    fn admit_when_there_is_room(&self, mut job: J, until: Option<Instant>) -> Result<(), Rejected<J>> {
-        let _waiting = Waiting::new(&self.waiting);
-        loop {
-            listener!(self.pool.crew.room => listener);
-            job = match self.try_admit(job) {
-                Err(Rejected::Full(job)) => job,
-                outcome => {
-                    if outcome.is_ok() && !self.queue.is_full() {
-                        // One submitter is woken at a time, and there is room for the next.
-                        self.pool.crew.room.notify(1);
-                    }
-                    return outcome;
-                }
-            };
-            let Some(until) = until else {
-                // A worker of this pool that waits for room without an end may be the last that could make room.
-                let wait = current::worker_of(self.pool.id)
-                    .map(|(_, by)| self.pool.crew.wait(by, Awaited::Room, || self.queue.is_full()))
-                    .transpose();
-                match wait {
-                    Ok(ticket) => {
-                        listener.wait();
-                        ticket.into_iter().for_each(|ticket| self.pool.crew.wait_is_over(ticket));
-                    }
-                    Err(Refusal::HasRoom) => {}
-                    Err(Refusal::Hopeless) => return Err(Rejected::Deadlock(job)),
-                }
-                continue;
-            };
-            if listener.wait_deadline(until).is_none() {
-                return self.try_admit(job);
-            }
-        }
-    }
-
-    /// Called by a worker after it has taken a job.
-    pub(crate) fn there_is_room(&self) {
-        // SeqCst: see the module's part on waiting for room.
-        if self.waiting.load(Ordering::SeqCst) > 0 {
-            self.pool.crew.room.notify(1);
-        }
-    }
-
-    /// Stops admission, and lets the workers leave when the queue is empty.
-    fn close(&self) {
-        self.advance(DRAINING);
-        self.wait_for_those_inside();
-        self.advance(CLOSED);
-    }
-
-    /// Raises the stage, and wakes every sleeper so that it looks at the stage.
-    fn advance(&self, stage: u8) {
-        self.pool.stage.fetch_max(stage, Ordering::SeqCst);
-        self.queue.wake_all();
-        self.pool.crew.room.notify(usize::MAX);
-    }
-
-    /// A submitter inside is between two steps that do not block, so this takes microseconds.
-    fn wait_for_those_inside(&self) {
-        while self.queue.has_anyone_inside() {
-            thread::yield_now();
-        }
-    }
-
-    /// The workers' cells. The lock keeps out a resize only.
-    pub(crate) fn cells(&self) -> RwLockReadGuard<'_, Vec<Arc<WorkerCell>>> {
-        self.cells.read().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<J: Job> Shared<J> {
-    /// Takes what is queued and drops it.
-    pub(crate) fn drop_queued(&self) {
-        while let Some(queued) = self.queue.try_take() {
-            // A destructor may be slow, or panic. `abandon` counts the job before that.
-            quietly(|| {
-                queued.job.abandon(&mut |outcome| {
-                    let count = match outcome {
-                        Outcome::Cancelled => &self.dropped.cancelled,
-                        Outcome::Expired => &self.dropped.expired,
-                        _ => &self.dropped.aborted,
-                    };
-                    count.fetch_add(1, Ordering::Release);
-                });
-            });
-        }
-    }
-}
-
-/// Counts a submitter among those that wait for room, until it is dropped.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(waiting: &'a AtomicUsize) -> Self {
-        waiting.fetch_add(1, Ordering::SeqCst);
-        Waiting(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// Starts a worker thread.
-fn spawn<J: Job, H: Handler<J> + 'static>(
-    shared: &Arc<Shared<J>>,
+/// A worker before its thread is started, and on it. When it is dropped, the worker is counted out.
+pub(crate) struct Recruit<J: Job> {
+    shared: Arc<Shared<J>>,
     number: usize,
+    cell: Arc<WorkerCell>,
     stack_size: usize,
-    mut handler: H,
-    init: Option<Init>,
+    hooks: Hooks,
     ready: OnReady,
-) -> io::Result<JoinHandle<()>> {
-    let cell = {
-        let mut cells = shared.cells.write().unwrap_or_else(PoisonError::into_inner);
-        while cells.len() <= number {
-            cells.push(Arc::new(WorkerCell::new()));
+    /// Whether the queue was asked for its first job.
+    asked: bool,
+    /// Whether it has begun.
+    settled: bool,
+}
+
+impl<J: Job> Recruit<J> {
+    pub(crate) fn builder(&self) -> thread::Builder {
+        thread::Builder::new().name(self.shared.pool.thread_name(self.number)).stack_size(self.stack_size)
+    }
+
+    /// The body of the thread.
+    pub(crate) fn work<H: Handler<J>>(mut self, mut handler: H) {
+        let current = current::enter(&self.shared.pool, &self.cell, self.shared.watch, self.stack_size);
+        if let Err(error) = self.begin() {
+            let ready = self.ready.take();
+            // Before the report, so that a thread that has the error finds the number of workers right.
+            drop(current);
+            drop(self);
+            return report(ready, Err(error));
         }
-        Arc::clone(&cells[number])
-    };
-    shared.pool.crew.enter();
-    let thread =
-        thread::Builder::new().name(format!("mill-{}-{number}", shared.pool.name)).stack_size(stack_size);
-    let refused = Arc::clone(&shared.pool);
-    let shared = Arc::clone(shared);
-    let leave = Leave(Arc::clone(&shared));
-    thread
-        .spawn(move || {
-            // Moved in, so that it is dropped, and the thread counted out, whether or not the system grants the thread.
-            let leave = leave;
-            // Before the first step, so that a wait in it for the own pool is seen as well.
-            let _current = current::enter(&shared.pool);
-            match init.map_or(Ok(()), |init| begin(&*init, number)) {
-                Ok(()) => {
-                    report(ready, Ok(()));
-                    worker::work(&shared, &cell, &mut handler);
-                }
-                Err(error) => {
-                    shared.pool.crew.withdraw();
-                    // Before the report, so that a thread that has the error finds the number of workers right.
-                    drop(leave);
-                    report(ready, Err(error));
-                }
-            }
+        self.settled = true;
+        if !self.asked {
+            self.shared.queue.ask();
+        }
+        report(self.ready.take(), Ok(()));
+        current.set_phase(Phase::Works);
+        worker::work(&self.shared, &self.cell, &mut handler);
+        current.set_phase(Phase::Ends);
+        // Its destructor comes from the user of the pool, as the hook does.
+        quietly(|| drop(handler));
+        if let Some(stop) = &self.hooks.stop {
+            quietly(|| stop(self.number));
+        }
+    }
+
+    fn begin(&self) -> Result<(), InitError> {
+        let Some(start) = &self.hooks.start else { return Ok(()) };
+        let number = self.number;
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| start(number))).unwrap_or_else(|payload| {
+            let error = format!("it panicked: {}", panic_message(&*payload)).into();
+            quietly(|| drop(payload));
+            Err(error)
         })
-        .inspect_err(|_| refused.crew.withdraw())
+    }
+}
+
+impl<J: Job> Drop for Recruit<J> {
+    fn drop(&mut self) {
+        let pool = &self.shared.pool;
+        if !self.settled {
+            if self.asked {
+                self.shared.queue.unask();
+            }
+            pool.crew.withdraw();
+        }
+        if pool.crew.gone(self.number) {
+            pool.end_clock();
+        }
+        pool.places.idle.notify(usize::MAX);
+    }
 }
 
 fn report(ready: OnReady, begun: Result<(), InitError>) {
@@ -607,33 +548,17 @@ fn report(ready: OnReady, begun: Result<(), InitError>) {
     }
 }
 
-fn begin(init: &dyn Fn(usize) -> Result<(), InitError>, number: usize) -> Result<(), InitError> {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| init(number))).unwrap_or_else(|payload| {
-        let error = format!("it panicked: {}", panic_message(&*payload)).into();
-        quietly(|| drop(payload));
-        Err(error)
-    })
-}
-
-/// Counts a thread out when it is dropped.
-struct Leave<J>(Arc<Shared<J>>);
-
-impl<J> Drop for Leave<J> {
-    fn drop(&mut self) {
-        self.0.pool.crew.gone();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pool::Turn;
+    use crate::pool::identity::Unrun;
 
     struct Number(u32);
 
     impl Job for Number {
-        fn abandon(self, count: &mut dyn FnMut(Outcome)) {
-            count(Outcome::Aborted);
+        fn abandon(self, pool: &Identity) {
+            pool.count_unrun(Unrun::Aborted);
         }
     }
 
@@ -645,9 +570,8 @@ mod tests {
             stack_size: 64 * 1024,
             clock: Clock::start(),
             timed: true,
-            lingers: false,
             enough_awake: None,
-            init: None,
+            hooks: Hooks::default(),
         };
         Workers::start(settings, handler).expect("threads")
     }
@@ -657,7 +581,7 @@ mod tests {
 
     impl Handler<Number> for Countdown {
         fn run(&mut self, Number(left): Number, turn: &mut Turn<'_, Number>) {
-            turn.begin();
+            turn.account.begin();
             if left > 0 {
                 assert!(turn.requeue(Number(left - 1)).is_ok(), "its place in the queue is free");
             }
@@ -688,6 +612,7 @@ mod tests {
         struct Endless;
         impl Handler<Number> for Endless {
             fn run(&mut self, job: Number, turn: &mut Turn<'_, Number>) {
+                turn.account.begin();
                 // For longer than the abort takes to empty the queue.
                 std::thread::sleep(Duration::from_millis(10));
                 let _ = turn.requeue(job);

@@ -487,10 +487,8 @@ impl<S: Service> Server<S> {
             stack_size: bound.settings.stack_size,
             clock: core.clock,
             timed: bound.settings.timed,
-            // A worker that is awake without a job takes processor time from the reactor, which gives it jobs.
-            lingers: false,
             enough_awake: (!service.may_block()).then(enough_awake),
-            init: None,
+            hooks: pool::Hooks::default(),
         };
         let attendant = {
             let (core, service) = (Arc::clone(&core), Arc::clone(&service));

@@ -30,7 +30,7 @@ use super::service::{Next, Service};
 use super::stint::Served;
 use super::{Core, Note};
 use crate::clock::later;
-use crate::pool::{self, Handler, Outcome, Turn, panic_message, quietly};
+use crate::pool::{self, Handler, Identity, Turn, Unrun, panic_message, quietly};
 
 /// Bytes after which a turn ends although no other connection waits: a few hundred microseconds of copying.
 const TURN_BUDGET: usize = 1024 * 1024;
@@ -43,8 +43,8 @@ const TURN_TIME: Duration = Duration::from_millis(10);
 pub(crate) type Job<S> = Arc<Connection<<S as Service>::Session>>;
 
 impl<Session: Send + 'static> pool::Job for Arc<Connection<Session>> {
-    fn abandon(self, count: &mut dyn FnMut(Outcome)) {
-        count(Outcome::Aborted);
+    fn abandon(self, pool: &Identity) {
+        pool.count_unrun(Unrun::Aborted);
     }
 }
 
@@ -80,18 +80,18 @@ enum Stop {
 
 impl<S: Service> Handler<Job<S>> for Attendant<S> {
     fn run(&mut self, connection: Job<S>, turn: &mut Turn<'_, Job<S>>) {
-        turn.begin();
+        turn.account.begin();
         if !connection.gate.begin() {
             // Cut, and closed, while it stood in the queue.
             return;
         }
         self.cell().stint.begin(&Served {
-            started_ns: turn.started_ns(),
+            started_ns: turn.account.started_ns(),
             connection: connection.serial,
             peer: connection.peer,
             received_before: self.cell().received.get(),
         });
-        let mut clock = Stopwatch { since_ns: turn.submitted_ns() };
+        let mut clock = Stopwatch { since_ns: turn.account.submitted_ns() };
         let mut budget = self.budget;
         loop {
             let stop = self.attend(&connection, turn, &mut clock, &mut budget);
@@ -107,22 +107,24 @@ impl<S: Service> Handler<Job<S>> for Attendant<S> {
                     parked
                 }
                 Stop::Share => return self.requeue(connection, turn),
-                Stop::Over(reason) => return self.close(&connection, reason, turn.now_ns()),
-                Stop::HalfClose(reason) => return self.half_close(&connection, reason, turn.now_ns()),
+                Stop::Over(reason) => return self.close(&connection, reason, turn.account.now_ns()),
+                Stop::HalfClose(reason) => {
+                    return self.half_close(&connection, reason, turn.account.now_ns());
+                }
                 Stop::Panic(payload) => {
-                    self.half_close(&connection, Reason::Panicked, turn.now_ns());
+                    self.half_close(&connection, Reason::Panicked, turn.account.now_ns());
                     // The pool counts the panic. The panic hook has run, and does not run again.
                     resume_unwind(payload);
                 }
             };
             match parked {
                 Park::Parked => return,
-                Park::Cut => return self.close(&connection, Reason::Aborted, turn.now_ns()),
+                Park::Cut => return self.close(&connection, Reason::Aborted, turn.account.now_ns()),
                 // Other connections have waited for longer than the input that came meanwhile.
                 Park::Again if turn.others_wait() || is_long(turn, &clock) => {
                     return self.requeue(connection, turn);
                 }
-                Park::Again => clock.since_ns = turn.now_ns(),
+                Park::Again => clock.since_ns = turn.account.now_ns(),
             }
         }
     }
@@ -172,7 +174,7 @@ impl<S: Service> Attendant<S> {
                 Err(error) => return failed(connection, "writing", &error),
                 Ok((sent, bytes)) => {
                     self.cell().sent.add(bytes as u64);
-                    clock.since_ns = turn.now_ns();
+                    clock.since_ns = turn.account.now_ns();
                     if let Some(stop) = stuck(sent) {
                         if bytes > 0 {
                             connection.watch_output(held.delivery(), self.core.clock.now_ns());
@@ -230,7 +232,7 @@ impl<S: Service> Attendant<S> {
             let next = match catch_unwind(AssertUnwindSafe(|| self.service.serve(session, buffer))) {
                 Ok(next) => next,
                 Err(payload) => {
-                    self.report_panic(connection, &*payload, turn.now_ns());
+                    self.report_panic(connection, &*payload, turn.account.now_ns());
                     return Stop::Panic(payload);
                 }
             };
@@ -239,7 +241,7 @@ impl<S: Service> Attendant<S> {
                 Ok(outcome) => outcome,
                 Err(error) => return failed(connection, "writing", &error),
             };
-            let now_ns = turn.now_ns();
+            let now_ns = turn.account.now_ns();
             cell.sent.add(bytes as u64);
             if !goes_on {
                 // Until the first part of the answer is sent. A slow reader's own delay is not counted.
@@ -278,7 +280,7 @@ impl<S: Service> Attendant<S> {
             let pushed = turn.requeue(connection);
             assert!(pushed.is_ok(), "the queue holds every connection once");
         } else {
-            self.close(&connection, Reason::Aborted, turn.now_ns());
+            self.close(&connection, Reason::Aborted, turn.account.now_ns());
         }
     }
 
@@ -322,7 +324,7 @@ impl<S: Service> Attendant<S> {
 
 /// Whether the turn has lasted longer than it may.
 fn is_long<J>(turn: &Turn<'_, J>, clock: &Stopwatch) -> bool {
-    clock.since_ns > later(turn.started_ns(), TURN_TIME)
+    clock.since_ns > later(turn.account.started_ns(), TURN_TIME)
 }
 
 /// Why a turn stops if the kernel did not take all output.

@@ -1,9 +1,9 @@
-//! What the model checker can take over, and the policy on poisoned locks.
+//! The types that the model checker replaces, and the policy on poisoned locks.
 //!
-//! Everything by which the threads of a pool, and those around a connection, meet is taken from here: atomics,
-//! locks, threads, the ring of jobs and the waking of sleepers. So the code that a model run explores is the code
-//! that ships. Built with `--cfg millpond_loom` these are loom's and the stand-ins of `stand_in.rs`, which says what is
-//! real in a model and what is not; otherwise they are those of std, crossbeam-channel and event-listener.
+//! The threads of a pool and those around a connection meet by types of this module: atomics, locks, threads, and the
+//! waking of sleepers. So the code that a model run explores is the code that ships. Built with `--cfg millpond_loom`
+//! they are loom's and the stand-ins of `stand_in.rs`, which says what is real in a model. Otherwise they are those of
+//! std and event-listener.
 
 #[cfg(millpond_loom)]
 mod stand_in;
@@ -17,23 +17,15 @@ pub(crate) mod atomic {
     pub(crate) use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize};
 }
 
-/// A bounded queue of many senders and many receivers, of which only what does not block is used.
-pub(crate) mod ring {
-    #[cfg(millpond_loom)]
-    pub(crate) use super::stand_in::ring::{Receiver, Sender, bounded};
-    #[cfg(not(millpond_loom))]
-    pub(crate) use crossbeam_channel::{Receiver, Sender, bounded};
-}
-
-/// Sleepers, and whoever wakes them.
+/// Sleepers, and the waking of them.
 pub(crate) mod event {
     #[cfg(millpond_loom)]
-    pub(crate) use super::stand_in::event::{Event, Listener, listener};
+    pub(crate) use super::stand_in::event::{Event, Listener};
     #[cfg(not(millpond_loom))]
-    pub(crate) use event_listener::{Event, Listener, listener};
+    pub(crate) use event_listener::{Event, Listener};
 }
 
-/// Locks, whatever a panicking holder left behind.
+/// Locks, also after a holder has panicked.
 ///
 /// This is the crate's one policy on poisoning: what our locks guard is valid between any two statements, so
 /// a panic elsewhere is no reason to fail here.
@@ -67,7 +59,7 @@ pub(crate) mod checked {
         condvar.wait_timeout_while(guard, timeout, condition).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// In a model there is no time, and a wait for an end is without one.
+    /// In a model there is no time, and the wait has no timeout.
     #[cfg(millpond_loom)]
     pub(crate) fn wait_while<'a, T>(
         condvar: &Condvar,

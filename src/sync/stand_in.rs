@@ -1,41 +1,35 @@
-//! What stands in, in a model, for what loom cannot take over.
+//! Stand-ins, in a model, for what loom cannot take over.
 //!
-//! A model runs the pool's own code, and all of it: admission, the order of push, look, sleep and wake, the stages, the
-//! cascade, lingering, the crew, waiting for room, the worker's loop and the helper's, drain, abort and resize. loom runs its
-//! threads one step at a time, in every order that matters, and reports a thread that sleeps for ever as a deadlock.
-//! Four things are not the real ones:
+//! A model runs the pool's own code, and all of it: admission, the two buffers of the queue, sleeping and waking, the
+//! cascade, waiting for room, the worker's loop and the helper's, nested jobs, close, drain, abort and resize. loom
+//! runs its threads one step at a time, in every order that matters, and reports a thread that sleeps for ever as a
+//! deadlock. Three things are not the real ones:
 //!
-//! - **The ring of jobs** ([`ring`]), in place of `crossbeam_channel::bounded`. The real one decides each push, take and look at
-//!   one sequentially consistent step on its head or its tail; this one has both counts in one atomic word, and the same
-//!   step on that. *Stronger*: a step here is ordered after all before it, while a real push is ordered after pushes, a real
-//!   take after takes and after the push of what it takes; and what was pushed is there at once, where a real taker may have
-//!   to spin for an instant until it is written. What guards the pool's own memory does not lean on either: the order of
-//!   steps is all that the argument in `pool/queue.rs` uses.
-//! - **The sleepers** ([`event`]), in place of `event_listener::Event`. As in version 5.4 it is a list under a lock, which
-//!   every call takes; `notify(n)` makes the notified as many as `n`, those counted that were notified before and have not
-//!   removed themselves; the first to listen is the first to be notified; a notified listener that is dropped notifies
-//!   the next. Threads sleep by parking, and look again when they awake. A wait with a deadline is one that may end at any
-//!   step, so that a notification and the end of patience meet in every order.
-//! - **Sequentially consistent atomics** ([`atomic`]). loom takes `SeqCst` accesses for acquire and release, and would report
-//!   lost wake-ups that cannot happen; but it has `SeqCst` fences in full. So a fence stands before each such load, after each such
-//!   store and around each such read-modify-write. That forbids what the standard forbids. *Stronger*: the fences
-//!   order weaker accesses beside them as well, so an ordering chosen too weak is not always seen. The atomics of a
-//!   connection's state use none and are loom's as they are.
-//! - **Time.** There is none: a wait with an end looks again and again or ends at any step, drains have no deadline, and a
-//!   worker that lingers looks twice instead of eleven times.
+//! - **The sleepers** ([`event`]), in place of `event_listener::Event`. As in version 5.4 it is a list under a lock,
+//!   which every call takes. `notify(n)` raises the number of notified listeners to `n`, counting those that were
+//!   notified before and have not removed themselves. The first to listen is the first to be notified. A notified
+//!   listener that is dropped notifies the next. Threads sleep by parking, and look again when they awake. A wait with
+//!   a deadline may end at any step, so that a notification and the deadline meet in every order.
+//! - **Sequentially consistent atomics** ([`atomic`]). loom takes `SeqCst` accesses for acquire and release, and would
+//!   report lost wake-ups that cannot happen. But it has `SeqCst` fences in full. So a fence stands before each such
+//!   load, after each such store and around each such read-modify-write. That forbids what the standard forbids.
+//!   *Stronger*: the fences order weaker accesses beside them as well, so an ordering chosen too weak is not always
+//!   seen. The atomics of a connection's state and of the pool's queue use none and are loom's as they are.
+//! - **Time.** There is none: a wait with a timeout looks again and again or ends at any step, drains have no deadline,
+//!   and no thread waits for the deadlines of jobs.
 //!
-//! What only counts or times, for readers of numbers, is not seen by the checker: workers' cells, the ring of push times,
-//! rejections. No thread decides by it what to do next, but for the last loop of an abort, which gives way until the numbers
-//! are complete.
+//! The checker does not see what only counts or times, for readers of numbers: workers' cells, rejections. Two waits
+//! read those counts: the last loop of an abort, which yields until the numbers are complete, and the wait for an idle
+//! pool.
 
 pub(crate) mod atomic {
-    #![expect(dead_code, reason = "each is a whole atomic, and not each is used in every way")]
+    #![expect(dead_code, reason = "each is a whole atomic, and not every method is used")]
 
     use std::sync::atomic::Ordering;
 
     use loom::sync::atomic::fence;
 
-    /// Wraps one of loom's atomics, with the read-modify-writes it is used for.
+    /// Wraps one of loom's atomics, with the read-modify-writes that are used.
     macro_rules! atomic {
         ($name:ident, $value:ty, $($modify:ident)*) => {
             #[derive(Debug, Default)]
@@ -82,7 +76,7 @@ pub(crate) mod atomic {
                     outcome
                 }
 
-                /// In a model it does not fail for no reason: whoever calls it tries again at once.
+                /// In a model it does not fail for no reason, because each caller tries again at once.
                 #[track_caller]
                 pub(crate) fn compare_exchange_weak(
                     &self,
@@ -105,100 +99,6 @@ pub(crate) mod atomic {
     fn fence_if_seq_cst(order: Ordering) {
         if order == Ordering::SeqCst {
             fence(Ordering::SeqCst);
-        }
-    }
-}
-
-pub(crate) mod ring {
-    use std::collections::VecDeque;
-    use std::sync::Arc;
-    use std::sync::atomic::Ordering;
-
-    use super::atomic::AtomicU64;
-    use crate::sync::lock;
-
-    /// How many were ever pushed above, how many ever taken below.
-    const PUSH: u64 = 1 << 32;
-    const TAKE: u64 = 1;
-
-    struct Ring<T> {
-        word: AtomicU64,
-        /// Changed together with the word: between two of the checker's steps nobody else runs.
-        held: std::sync::Mutex<VecDeque<T>>,
-        capacity: usize,
-    }
-
-    pub(crate) struct Sender<T>(Arc<Ring<T>>);
-    pub(crate) struct Receiver<T>(Arc<Ring<T>>);
-
-    /// There is no room; what was to be sent comes back.
-    pub(crate) struct Full<T>(T);
-
-    impl<T> Full<T> {
-        pub(crate) fn into_inner(self) -> T {
-            self.0
-        }
-    }
-
-    pub(crate) fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
-        let ring = Arc::new(Ring { word: AtomicU64::new(0), held: Default::default(), capacity });
-        (Sender(Arc::clone(&ring)), Receiver(ring))
-    }
-
-    fn waiting(word: u64) -> usize {
-        usize::try_from((word / PUSH) - (word % PUSH)).expect("as many as there is room for")
-    }
-
-    impl<T> Ring<T> {
-        /// Changes the word by `step`, unless `hopeless` says of the number that waits that it cannot be.
-        fn step(&self, step: u64, hopeless: impl Fn(usize) -> bool) -> bool {
-            let mut word = self.word.load(Ordering::SeqCst);
-            loop {
-                if hopeless(waiting(word)) {
-                    return false;
-                }
-                match self.word.compare_exchange(word, word + step, Ordering::SeqCst, Ordering::SeqCst) {
-                    Ok(_) => return true,
-                    Err(found) => word = found,
-                }
-            }
-        }
-    }
-
-    impl<T> Sender<T> {
-        pub(crate) fn try_send(&self, job: T) -> Result<(), Full<T>> {
-            let ring = &self.0;
-            if !ring.step(PUSH, |waiting| waiting == ring.capacity) {
-                return Err(Full(job));
-            }
-            lock(&ring.held).push_back(job);
-            Ok(())
-        }
-    }
-
-    impl<T> Receiver<T> {
-        pub(crate) fn try_recv(&self) -> Result<T, ()> {
-            let ring = &self.0;
-            if !ring.step(TAKE, |waiting| waiting == 0) {
-                return Err(());
-            }
-            Ok(lock(&ring.held).pop_front().expect("it was counted"))
-        }
-
-        pub(crate) fn len(&self) -> usize {
-            waiting(self.0.word.load(Ordering::SeqCst))
-        }
-
-        pub(crate) fn is_empty(&self) -> bool {
-            self.len() == 0
-        }
-
-        pub(crate) fn is_full(&self) -> bool {
-            self.len() == self.0.capacity
-        }
-
-        pub(crate) fn capacity(&self) -> Option<usize> {
-            Some(self.0.capacity)
         }
     }
 }
@@ -229,7 +129,7 @@ pub(crate) mod event {
     struct Entry {
         number: u64,
         notified: bool,
-        /// Whom to unpark, once it waits.
+        /// The thread to unpark, once it waits.
         thread: Option<Thread>,
     }
 
@@ -245,7 +145,7 @@ pub(crate) mod event {
             }
         }
 
-        /// Takes a listener out, and says whether it had been notified.
+        /// Takes a listener out. Returns whether it had been notified.
         fn remove(&mut self, number: u64) -> bool {
             let place = self.entries.iter().position(|entry| entry.number == number).expect("it listens");
             self.entries.remove(place).notified
@@ -281,7 +181,7 @@ pub(crate) mod event {
     }
 
     impl EventListener<'_> {
-        /// Leaves the list if it was notified; otherwise says whom to tell.
+        /// Leaves the list if it was notified. Otherwise leaves the thread to unpark.
         fn is_over(&mut self) -> bool {
             let mut list = lock(&self.event.list);
             let entry =
@@ -324,13 +224,6 @@ pub(crate) mod event {
             }
         }
     }
-
-    macro_rules! listener {
-        ($event:expr => $listener:ident) => {
-            let $listener = $event.listen();
-        };
-    }
-    pub(crate) use listener;
 }
 
 pub(crate) mod thread {
@@ -341,7 +234,7 @@ pub(crate) mod thread {
     use loom::sync::atomic::{AtomicBool, Ordering};
     use loom::thread::Thread;
 
-    /// There is no time: it looks again and again.
+    /// There is no time, so it looks again and again.
     pub(crate) fn park_timeout(_timeout: Duration) {
         loom::thread::yield_now();
     }

@@ -1,5 +1,6 @@
 //! Pools whose workers can be held.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -31,10 +32,15 @@ pub fn pool_of(workers: usize, queue_capacity: usize) -> Pool {
 /// A pool with all its workers held until the latch opens.
 pub fn held(workers: usize, queue_capacity: usize) -> (Pool, Latch) {
     let (pool, latch) = (pool_of(workers, queue_capacity), Latch::default());
-    for busy in 1..=workers {
-        let wait = latch.clone();
-        pool.execute(move || wait.wait()).expect("room");
-        eventually("the worker is held", || (pool.stats().busy == busy).then_some(()));
+    let running = Arc::new(AtomicUsize::new(0));
+    for number in 1..=workers {
+        let (wait, runs) = (latch.clone(), Arc::clone(&running));
+        let job = move || {
+            runs.fetch_add(1, Ordering::AcqRel);
+            wait.wait();
+        };
+        pool.execute(job).expect("room");
+        eventually("the worker is held", || (running.load(Ordering::Acquire) == number).then_some(()));
     }
     (pool, latch)
 }
