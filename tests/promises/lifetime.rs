@@ -1,4 +1,4 @@
-//! How pools end: no admitted job is lost because of who drops what, and every wait for an end is bounded.
+//! How pools end: no drop loses an admitted job, and every wait for an end is bounded.
 
 use std::cell::RefCell;
 use std::panic::resume_unwind;
@@ -48,7 +48,7 @@ fn drain_elsewhere(pool: &Arc<Pool>) -> thread::JoinHandle<millpond::Drained> {
     drain
 }
 
-// Who drops the pool.
+// Owners that drop the pool.
 
 #[test]
 fn when_a_job_drops_the_last_owner_ten_of_ten_queued_jobs_run() {
